@@ -1,0 +1,277 @@
+"""What an agent may ask of the daemon on its own socket, and what it gets.
+
+A request is a map tagged by `type`; a result is a plain map.  Who asks is never in a request: it is
+the socket that it came through.  Times are unix seconds and may carry a fraction.
+"""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from hive_core.wire.envelope import DECODE_ERRORS
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.ids import Label, RowId
+from hive_core.wire.limits import (
+    MAX_KEY_CHARS,
+    MAX_LOG_LINES,
+    MAX_PUBLISH_EVENTS,
+    MAX_RECV_MESSAGES,
+    MAX_ROWS,
+    MAX_STATUS_CHARS,
+)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+# ── messages ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message as its recipient reads it."""
+
+    id: int
+    sender: str
+    recipient: str
+    body: str
+    sent_at: float
+    delivered_at: float | UnsetType = UNSET
+    acked_at: float | UnsetType = UNSET
+    in_reply_to: int | UnsetType = UNSET
+    thread_id: int | UnsetType = UNSET
+    redelivered: bool = False
+    """It may have been handed out before, and worked on."""
+    broadcast: bool = False
+    """It went to everyone, so perhaps nothing needs doing."""
+
+
+class Send(Request, frozen=True, kw_only=True, tag="send"):
+    """Give *body* to an agent, to `operator`, or to `*`.  The result means: on disk.
+
+    A repeat with the same *idempotency_key* returns the first id and stores nothing.
+    """
+
+    to: str
+    body: str
+    in_reply_to: RowId | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)] | None = None
+
+
+class Sent(Result, frozen=True, kw_only=True):
+    id: int
+
+
+class Recv(Request, frozen=True, kw_only=True, tag="recv"):
+    """Lease the oldest messages, waiting up to *wait_seconds* (capped at 180) for the first."""
+
+    wait_seconds: Annotated[float, Meta(ge=0)] | None = None
+    max: Annotated[int, Meta(ge=1, le=MAX_RECV_MESSAGES)] = 1
+
+
+class Messages(Result, frozen=True, kw_only=True):
+    messages: list[Message]
+
+
+class AckTurn(Request, frozen=True, kw_only=True, tag="ack_turn"):
+    """Mark as done what was handed out since the last ack; with *ids*, only these."""
+
+    ids: list[RowId] | None = None
+
+
+class Acked(Result, frozen=True, kw_only=True):
+    acked: int
+
+
+class RequeueInflight(Request, frozen=True, kw_only=True, tag="requeue_inflight"):
+    """Make what was handed out and not acked deliverable again, flagged redelivered.
+
+    A harness sends it first when it starts.
+    """
+
+
+class Requeued(Result, frozen=True, kw_only=True):
+    requeued: int
+
+
+class InboxStatus(Request, frozen=True, kw_only=True, tag="inbox_status"):
+    """How many messages wait."""
+
+
+class Unread(Result, frozen=True, kw_only=True):
+    unread: int
+
+
+class Recent(Request, frozen=True, kw_only=True, tag="recent"):
+    """The newest messages addressed to this agent, oldest first.  Leases nothing."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 30
+
+
+class Wake(Request, frozen=True, kw_only=True, tag="wake"):
+    """Put a message with a source label of the caller's choice into the caller's own inbox."""
+
+    from_: Label = msgspec.field(name="from")
+    body: str
+
+
+class OperatorMsg(Request, frozen=True, kw_only=True, tag="operator_msg"):
+    """Put a message from `operator` into the caller's own inbox (an agent's own web page does that)."""
+
+    body: str
+
+
+# ── about oneself ───────────────────────────────────────────────────────────────────────────────
+
+
+class Whoami(Request, frozen=True, kw_only=True, tag="whoami"):
+    """The name that the daemon knows the caller by."""
+
+
+class Identity(Result, frozen=True, kw_only=True):
+    name: str
+    role: str
+    version: str
+
+
+class SetStatus(Request, frozen=True, kw_only=True, tag="set_status"):
+    """Show *text* on this agent's row; an empty one removes it."""
+
+    text: Annotated[str, Meta(max_length=MAX_STATUS_CHARS)]
+
+
+class Logs(Request, frozen=True, kw_only=True, tag="logs"):
+    """The last lines of this agent's own log."""
+
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)] = 100
+
+
+class LogLines(Result, frozen=True, kw_only=True):
+    lines: list[str]
+
+
+class Done(Result, frozen=True, kw_only=True):
+    """Nothing to say but that it is done."""
+
+
+# ── for the harness alone ───────────────────────────────────────────────────────────────────────
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the agent's own event file; its id is the cursor."""
+
+    id: RowId
+    ts: float
+    kind: Label
+    payload: dict[str, Any] = {}
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What holds now in the harness; the daemon shows it on the agent's row."""
+
+    turn_state: Label = "idle"
+    turn_state_since: float = 0.0
+    status: Label = "online"
+    provider: Label | None = None
+    model: Label | None = None
+
+
+class Publish(Request, frozen=True, kw_only=True, tag="publish"):
+    """Show events live.  They are in the agent's file already; a repeated id is ignored."""
+
+    events: Annotated[list[Event], Meta(max_length=MAX_PUBLISH_EVENTS)] = []
+    now: Snapshot | None = None
+
+
+class SubscribeControl(Request, frozen=True, kw_only=True, tag="subscribe_control"):
+    """Open the stream of commands to the harness.  One holds it: a second one ends the first."""
+
+
+class CancelTurn(Request, frozen=True, kw_only=True, tag="cancel_turn"):
+    """Item of the control stream: interrupt the running turn."""
+
+    id: int
+
+
+class NewSession(Request, frozen=True, kw_only=True, tag="new_session"):
+    """Item of the control stream: the next turn begins without the old conversation, once."""
+
+    id: int
+
+
+class SetModel(Request, frozen=True, kw_only=True, tag="set_model"):
+    """Item of the control stream: use *model* from the next turn on and remember it."""
+
+    id: int
+    model: str
+
+
+class SetPaused(Request, frozen=True, kw_only=True, tag="set_paused"):
+    """Item of the control stream, and its first: whether the operator has paused this agent."""
+
+    id: int
+    paused: bool
+
+
+class Quiesce(Request, frozen=True, kw_only=True, tag="quiesce"):
+    """Item of the control stream: finish the running turn, take no other, then say so."""
+
+    id: int
+
+
+Command = CancelTurn | NewSession | SetModel | SetPaused | Quiesce
+
+
+class ControlDone(Request, frozen=True, kw_only=True, tag="control_done"):
+    """Command *id* of the control stream was carried out, or could not be."""
+
+    id: RowId
+    ok: bool
+    text: str | None = None
+
+
+AnyRequest = (
+    Send
+    | Recv
+    | AckTurn
+    | RequeueInflight
+    | InboxStatus
+    | Recent
+    | Wake
+    | OperatorMsg
+    | Whoami
+    | SetStatus
+    | Logs
+    | Publish
+    | SubscribeControl
+    | ControlDone
+)
+
+_REQUEST: Final[msgspec.msgpack.Decoder[AnyRequest]] = msgspec.msgpack.Decoder(AnyRequest)
+_COMMAND: Final[msgspec.msgpack.Decoder[Command]] = msgspec.msgpack.Decoder(Command)
+
+
+def decode_request(raw: msgspec.Raw | bytes) -> AnyRequest:
+    """Read the request inside a call.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, naming the field.
+    """
+    try:
+        return _REQUEST.decode(raw)
+    except DECODE_ERRORS as error:
+        raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot read the request: {error}") from None
+
+
+def decode_command(raw: msgspec.Raw | bytes) -> Command:
+    """Read an item of the control stream.
+
+    Raises:
+        msgspec.ValidationError: this harness does not know it.
+    """
+    return _COMMAND.decode(raw)

@@ -1,0 +1,419 @@
+"""What the operator may ask of the daemon on host.sock, and what comes back.
+
+One JSON object per line.  A request is tagged by `cmd`.  Every reply carries `version` and `ok`;
+optional keys are left out, never null.  Times are RFC 3339 in UTC with a Z.
+
+The first group are the verbs of the original: clients of it send exactly these bytes.
+"""
+
+import difflib
+from typing import Annotated, Any, Final, get_args
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from hive_core.wire.envelope import DECODE_ERRORS
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.ids import AgentName, Label, RowId
+from hive_core.wire.limits import (
+    HOST_VERSION,
+    MAX_KEY_CHARS,
+    MAX_LOG_LINES,
+    MAX_ROWS,
+)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
+    pass
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """Success and nothing more; also the first line of a verb that follows."""
+
+    version: int = HOST_VERSION
+    ok: bool = True
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer is no, or something broke."""
+
+    error: str
+    code: str
+    version: int = HOST_VERSION
+    ok: bool = False
+    reason: str | UnsetType = UNSET
+    last_id: int | UnsetType = UNSET
+    """Where a reader that was cut off may take up again."""
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent as the roster shows it.  The flags are orthogonal; the keys of the original come first."""
+
+    name: str
+    running: bool
+    failed: bool
+    needs_update: bool = False
+    needs_login: bool = False
+    deployed_sha: str | UnsetType = UNSET
+    pending_reminders: int = 0
+    paused: bool = False
+    parent: str | UnsetType = UNSET
+    active_model: str | UnsetType = UNSET
+    status_text: str | UnsetType = UNSET
+    status_set_at: str | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    wanted: str = "running"
+    """`running` or `stopped`: what the operator asked for."""
+    connected: bool = False
+    """The harness holds its control stream."""
+    isolation: str = "none"
+    """`none` in the local mode."""
+    turn_state: str | UnsetType = UNSET
+    turn_state_since: str | UnsetType = UNSET
+    unread: int = 0
+    pid: int | UnsetType = UNSET
+    provider: str | UnsetType = UNSET
+    failure: str | UnsetType = UNSET
+    """Why it does not run, when it should: the last exit."""
+
+
+class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, with what the daemon knows about it."""
+
+    id: int
+    sender: str
+    recipient: str
+    body: str
+    sent_at: str
+    delivered_at: str | UnsetType = UNSET
+    acked_at: str | UnsetType = UNSET
+    in_reply_to: int | UnsetType = UNSET
+    redelivered: bool | UnsetType = UNSET
+    thread_id: int | UnsetType = UNSET
+    cause_id: int | UnsetType = UNSET
+    """The message that the sender was working on when it sent this one."""
+    sender_uid: int | UnsetType = UNSET
+    broadcast: bool | UnsetType = UNSET
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of an agent.  *payload* depends on *kind*."""
+
+    id: int
+    ts: str
+    kind: str
+    payload: msgspec.Raw | dict[str, Any]
+
+
+class Urls(msgspec.Struct, frozen=True, kw_only=True):
+    domain: str | UnsetType = UNSET
+    home: str | UnsetType = UNSET
+    forge: str | UnsetType = UNSET
+    matrix: str | UnsetType = UNSET
+
+
+class LifecycleScope(msgspec.Struct, frozen=True, kw_only=True):
+    """Which agents.  Empty without `all` is refused: in the original it meant everything."""
+
+    agents: bool = False
+    ci: bool = False
+    forge: bool = False
+    gateway: bool = False
+    matrix: bool = False
+    agent_names: list[AgentName] = []
+    all: bool = False
+
+
+# ── verbs of the original ───────────────────────────────────────────────────────────────────────
+
+
+class List(Request, frozen=True, kw_only=True, tag="list"):
+    """Names of the agents."""
+
+
+class Agents(Reply, frozen=True, kw_only=True):
+    agents: list[str]
+
+
+class AgentStatus(Request, frozen=True, kw_only=True, tag="agent_status"):
+    """The roster, a row per agent."""
+
+
+class AgentStatuses(Reply, frozen=True, kw_only=True):
+    agent_statuses: list[AgentStatusRow]
+
+
+class SubscribeAgentStatus(Request, frozen=True, kw_only=True, tag="subscribe_agent_status"):
+    """Follow the roster: a bare success, then one row per change.  A slow reader loses updates."""
+
+
+class SetPaused(Request, frozen=True, kw_only=True, tag="set_paused"):
+    """Hand out no message to an agent, or do so again.  At once, repeatable, also when it is stopped."""
+
+    name: AgentName
+    paused: bool
+
+
+class Start(Request, frozen=True, kw_only=True, tag="start"):
+    """Want the agents in scope to run; a failed one gets another chance.  Answers when recorded."""
+
+    scope: LifecycleScope
+
+
+class Stop(Request, frozen=True, kw_only=True, tag="stop"):
+    """Want the agents in scope stopped; *graceful* lets a running turn end first.  Answers when recorded."""
+
+    scope: LifecycleScope
+    graceful: bool = False
+
+
+class Restart(Request, frozen=True, kw_only=True, tag="restart"):
+    """Stop one agent and start it again."""
+
+    name: AgentName
+
+
+class UrlsRequest(Request, frozen=True, kw_only=True, tag="urls"):
+    """The hive's domain and browser addresses, as far as there are any."""
+
+
+class UrlsReply(Reply, frozen=True, kw_only=True):
+    urls: Urls
+
+
+class Pending(Request, frozen=True, kw_only=True, tag="pending"):
+    """The approval queue."""
+
+
+class Approvals(Reply, frozen=True, kw_only=True):
+    approvals: list[dict[str, Any]]
+
+
+class Spawn(Request, frozen=True, kw_only=True, tag="spawn"):
+    """Create an agent and want it to run.  Answers when recorded; `agent_status` shows when it does."""
+
+    name: AgentName
+
+
+class Kill(Request, frozen=True, kw_only=True, tag="kill"):
+    """The older CLI's word for a graceful stop of one agent."""
+
+    name: AgentName
+
+
+class Destroy(Request, frozen=True, kw_only=True, tag="destroy"):
+    """Stop an agent and forget it.  Its state is kept, and a spawn of the same name takes it up again;
+    with *purge* it is deleted."""
+
+    name: AgentName
+    purge: bool = False
+
+
+# ── our verbs ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Send(Request, frozen=True, kw_only=True, tag="send"):
+    """Send a message as the operator.  The answer means: on disk."""
+
+    to: str
+    body: str
+    in_reply_to: RowId | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)] | None = None
+
+
+class Sent(Reply, frozen=True, kw_only=True):
+    id: int
+
+
+class Inbox(Request, frozen=True, kw_only=True, tag="inbox"):
+    """What an agent has not finished yet, or the newest messages to `operator`; oldest first.
+
+    Looking leases nothing and writes nothing.
+    """
+
+    agent: str
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 100
+
+
+class MessagesRequest(Request, frozen=True, kw_only=True, tag="messages"):
+    """All messages with an id above *since*, else the newest, oldest first."""
+
+    since: RowId | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 50
+
+
+class Why(Request, frozen=True, kw_only=True, tag="why"):
+    """The chain of messages that led to this one, the first cause first."""
+
+    id: RowId
+
+
+class Messages(Reply, frozen=True, kw_only=True):
+    messages: list[MessageRow]
+
+
+class Events(Request, frozen=True, kw_only=True, tag="events"):
+    """An agent's events with an id above *after*, else the newest; with *follow*, on and on."""
+
+    agent: AgentName
+    after: RowId | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 100
+    kinds: list[Label] | None = None
+    follow: bool = False
+
+
+class EventsReply(Reply, frozen=True, kw_only=True):
+    """The rows asked for; when following, one row a line."""
+
+    events: list[EventRow]
+
+
+class Logs(Request, frozen=True, kw_only=True, tag="logs"):
+    """The last lines of an agent's log; with *follow*, on and on."""
+
+    agent: AgentName
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)] = 100
+    follow: bool = False
+
+
+class LogsReply(Reply, frozen=True, kw_only=True):
+    lines: list[str]
+
+
+class Watch(Request, frozen=True, kw_only=True, tag="watch"):
+    """Follow the whole hive: a bare success, then a line per message, event or changed row."""
+
+    agents: list[AgentName] | None = None
+
+
+class WatchItem(Reply, frozen=True, kw_only=True):
+    """One of `message`, `agent` with `event`, or `agent_statuses` with one row."""
+
+    message: MessageRow | UnsetType = UNSET
+    agent: str | UnsetType = UNSET
+    event: EventRow | UnsetType = UNSET
+    agent_statuses: list[AgentStatusRow] | UnsetType = UNSET
+
+
+class CancelTurn(Request, frozen=True, kw_only=True, tag="cancel_turn"):
+    """Interrupt an agent's running turn."""
+
+    agent: AgentName
+
+
+class NewSession(Request, frozen=True, kw_only=True, tag="new_session"):
+    """Let an agent's next turn begin without the old conversation, once."""
+
+    agent: AgentName
+
+
+class SetModel(Request, frozen=True, kw_only=True, tag="set_model"):
+    """Let an agent use a model from its next turn on."""
+
+    agent: AgentName
+    model: Label
+
+
+class Carried(Reply, frozen=True, kw_only=True):
+    """The harness carried the command out; *text* is what it says about it."""
+
+    text: str | UnsetType = UNSET
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """The daemon's health."""
+
+
+class StatusReply(Reply, frozen=True, kw_only=True):
+    software: str
+    mode: str
+    home: str
+    pid: int
+    started_at: str
+    uptime_seconds: float
+    agents: int
+    running: int
+    failed: int
+    unread: int
+    """Messages that no agent has taken yet."""
+    messages: int
+    schema: int
+    database_bytes: int
+    store: str
+    """`ok`, or what went wrong at the last write."""
+    connections: int
+    rss_bytes: int
+
+
+AnyRequest = (
+    List
+    | AgentStatus
+    | SubscribeAgentStatus
+    | SetPaused
+    | Start
+    | Stop
+    | Restart
+    | UrlsRequest
+    | Pending
+    | Spawn
+    | Kill
+    | Destroy
+    | Send
+    | Inbox
+    | MessagesRequest
+    | Why
+    | Events
+    | Logs
+    | Watch
+    | CancelTurn
+    | NewSession
+    | SetModel
+    | Status
+)
+
+COMMANDS: Final[dict[str, type[Request]]] = {
+    str(request.__struct_config__.tag): request for request in get_args(AnyRequest)
+}
+
+_REQUEST: Final[msgspec.json.Decoder[AnyRequest]] = msgspec.json.Decoder(AnyRequest)
+_ANYTHING: Final = msgspec.json.Decoder()
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def decode_request(line: bytes) -> AnyRequest:
+    """Read one line of host.sock.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, naming what is wrong and where.
+    """
+    try:
+        return _REQUEST.decode(line)
+    except DECODE_ERRORS as error:
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT, f"cannot read the request: {_explain(line, error)}"
+        ) from None
+
+
+def encode_line(reply: msgspec.Struct) -> bytes:
+    return _ENCODER.encode(reply) + b"\n"
+
+
+def _explain(line: bytes, error: Exception) -> str:
+    try:
+        request = _ANYTHING.decode(line)
+    except DECODE_ERRORS as not_json:
+        return f"the line is not JSON: {not_json}"
+    if not isinstance(request, dict):
+        return "the line is not a JSON object"
+    cmd = request.get("cmd")
+    if cmd is None:
+        return 'the key "cmd" is missing'
+    if not isinstance(cmd, str):
+        return '"cmd" is not a string'
+    if cmd not in COMMANDS:
+        near = difflib.get_close_matches(cmd[:40], COMMANDS, n=1)
+        return f"unknown cmd {cmd[:40]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{cmd}: {error}"

@@ -1,0 +1,46 @@
+"""Every number that a peer can run into.  A refusal names the one it ran into."""
+
+from typing import Final
+
+PROTOCOL: Final = 1
+"""Version of the frames; a hello that says another one is refused."""
+
+HOST_VERSION: Final = 1
+"""`version` of every line on host.sock.  It changes only when a field is removed, renamed or
+retyped: third-party clients refuse anything above 1 before they look at `ok`."""
+
+MAX_FRAME_BYTES: Final = 2**24 - 1
+"""Largest payload of a frame: its length never has a first byte other than 0x00, which is how the
+agent socket tells frames from JSON."""
+
+SMALL_FRAME_BYTES: Final = 2**20
+"""Frames above this are taken from one connection of an agent at a time."""
+
+MAX_LINE_BYTES: Final = 2**20
+"""Longest line on host.sock, without its newline."""
+
+MAX_OUT_BYTES: Final = 4 * 2**20
+"""What may wait in one connection's out-buffer before the connection is dropped."""
+
+MAX_OPEN_CALLS: Final = 64
+MAX_OPEN_STREAMS: Final = 8
+"""Per connection of an agent."""
+
+MAX_BODY_BYTES: Final = 64 * 2**10
+"""A message body in UTF-8.  A bigger text belongs in a file whose path is sent."""
+
+MAX_RECV_SECONDS: Final = 180.0
+MAX_RECV_MESSAGES: Final = 32
+
+MAX_ROWS: Final = 1000
+"""Rows in one answer of inbox, messages, recent, events."""
+
+MAX_STATUS_CHARS: Final = 200
+MAX_LABEL_CHARS: Final = 64
+MAX_KEY_CHARS: Final = 200
+
+MAX_PUBLISH_EVENTS: Final = 64
+MAX_EVENT_BYTES: Final = 256 * 2**10
+"""One event's payload as JSON.  The harness cuts longer strings and says so in the payload."""
+
+MAX_LOG_LINES: Final = 1000
