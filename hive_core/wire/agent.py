@@ -4,15 +4,17 @@ A request is a map tagged by `type`; a result is a plain map.  Who asks is never
 the socket that it came through.  Times are unix seconds and may carry a fraction.
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hive_core.wire.envelope import DECODE_ERRORS
+from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import Label, RowId
+from hive_core.wire.ids import Label, RowId, UnixSeconds
 from hive_core.wire.limits import (
+    MAX_EVENT_BYTES,
+    MAX_EVENT_DEPTH,
     MAX_KEY_CHARS,
     MAX_LOG_LINES,
     MAX_PUBLISH_EVENTS,
@@ -163,10 +165,10 @@ class Done(Result, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the agent's own event file; its id is the cursor."""
+    """One row of the agent's own event file; its id is the cursor.  *payload* is plain JSON."""
 
     id: RowId
-    ts: float
+    ts: UnixSeconds
     kind: Label
     payload: dict[str, Any] = {}
 
@@ -175,7 +177,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What holds now in the harness; the daemon shows it on the agent's row."""
 
     turn_state: Label = "idle"
-    turn_state_since: float = 0.0
+    turn_state_since: UnixSeconds = 0.0
     status: Label = "online"
     provider: Label | None = None
     model: Label | None = None
@@ -252,7 +254,12 @@ AnyRequest = (
     | ControlDone
 )
 
+TYPES: Final[dict[str, type[Request]]] = {
+    str(request.__struct_config__.tag): request for request in get_args(AnyRequest)
+}
+
 _REQUEST: Final[msgspec.msgpack.Decoder[AnyRequest]] = msgspec.msgpack.Decoder(AnyRequest)
+_ANYTHING: Final = msgspec.msgpack.Decoder()
 _COMMAND: Final[msgspec.msgpack.Decoder[Command]] = msgspec.msgpack.Decoder(Command)
 
 
@@ -260,12 +267,18 @@ def decode_request(raw: msgspec.Raw | bytes) -> AnyRequest:
     """Read the request inside a call.
 
     Raises:
-        Refused: INVALID_ARGUMENT, naming the field.
+        Refused: INVALID_ARGUMENT, naming the request and the field.
     """
     try:
-        return _REQUEST.decode(raw)
+        request = _REQUEST.decode(raw)
     except DECODE_ERRORS as error:
-        raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot read the request: {error}") from None
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT, f"cannot read the request: {_explain(raw, error)}"
+        ) from None
+    if isinstance(request, Publish):
+        for event in request.events:
+            _check_payload(event)
+    return request
 
 
 def decode_command(raw: msgspec.Raw | bytes) -> Command:
@@ -275,3 +288,44 @@ def decode_command(raw: msgspec.Raw | bytes) -> Command:
         msgspec.ValidationError: this harness does not know it.
     """
     return _COMMAND.decode(raw)
+
+
+def _explain(raw: msgspec.Raw | bytes, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    try:
+        request = _ANYTHING.decode(raw)
+    except DECODE_ERRORS:
+        return explain(error)
+    return explain_request(request, "type", TYPES, error)
+
+
+def _check_payload(event: Event) -> None:
+    """Msgpack can hold what JSON cannot (extension types, maps with any key), and whoever shows the
+    event as JSON later would fail on it, with other agents' events in the same batch.
+    """
+    try:
+        size = len(msgspec.json.encode(event.payload))
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT, f"cannot publish event {event.id}: its payload is not JSON: {error}"
+        ) from None
+    if size > MAX_EVENT_BYTES:
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT,
+            f"cannot publish event {event.id}: its payload is {size} bytes, the limit is {MAX_EVENT_BYTES}",
+        )
+    level: list[Any] = [event.payload]
+    for _ in range(MAX_EVENT_DEPTH):
+        level = [
+            child
+            for value in level
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise Refused(
+        ErrorCode.INVALID_ARGUMENT,
+        f"cannot publish event {event.id}: its payload is nested deeper than {MAX_EVENT_DEPTH} levels",
+    )

@@ -108,6 +108,8 @@ class Client:
     def _write(self, request: dict[str, Any]) -> None:
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has closed already; what it said before that is still there to be read
         except TimeoutError:
             raise TimedOut("the daemon takes no request") from None
         except OSError as error:
@@ -122,7 +124,12 @@ class Client:
             raise Unreachable(self._path, f"the connection broke: {error}") from None
         if not line.endswith(b"\n"):
             return None
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = {}
+        if not isinstance(reply, dict) or "ok" not in reply:
+            raise Unreachable(self._path, "what answers there is no hyperhive daemon")
         if not reply.get("ok"):
             raise RequestFailed(reply)
         return reply

@@ -4,9 +4,12 @@ Each frame holds a msgpack array whose first item is the tag.  What is inside a 
 raw until somebody knows its type, so a request that is wrong costs its own call and not the connection.
 """
 
-from typing import Final
+import difflib
+from collections.abc import Collection
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from hive_core.wire.errors import ErrorCode, ProtocolError
 from hive_core.wire.frame import encode_frame
@@ -21,10 +24,13 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     software: str
 
 
+CallId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True, tag="call"):
     """Harness to daemon.  *id* is unique among the open calls of the connection."""
 
-    id: int
+    id: CallId
     request: msgspec.Raw
 
 
@@ -60,7 +66,7 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
     """Harness to daemon: give up call *id*.  Answered by a fault `cancelled` or by the reply that won."""
 
-    id: int
+    id: CallId
 
 
 ToDaemon = Hello | Call | Cancel
@@ -73,6 +79,33 @@ _TO_HARNESS: Final[msgspec.msgpack.Decoder[ToHarness]] = msgspec.msgpack.Decoder
 # Everything that msgspec raises on hostile bytes: deep nesting is a RecursionError.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
+# msgspec quotes an unknown tag whole, and a hostile one is as long as its frame.
+_MAX_EXPLANATION_CHARS: Final = 300
+
+
+def explain(error: Exception) -> str:
+    """What msgspec says is wrong, at a length that fits a reply and a log line."""
+    text = str(error)
+    if len(text) <= _MAX_EXPLANATION_CHARS:
+        return text
+    half = _MAX_EXPLANATION_CHARS // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def explain_request(request: object, tag_field: str, known: Collection[str], error: Exception) -> str:
+    """Say what is wrong with a *request* that is readable, but did not decode because of *error*."""
+    if not isinstance(request, dict):
+        return "it is no map of keys to values"
+    tag = request.get(tag_field)
+    if tag is None:
+        return f'the key "{tag_field}" is missing'
+    if not isinstance(tag, str):
+        return f'"{tag_field}" is not a string'
+    if tag in known:
+        return f"{tag}: {explain(error)}"
+    near = difflib.get_close_matches(tag[:40], known, n=1)
+    return f"unknown {tag_field} {tag[:40]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
 
 def decode_to_daemon(payload: bytes) -> ToDaemon:
     """Read what a harness sent.
@@ -83,7 +116,7 @@ def decode_to_daemon(payload: bytes) -> ToDaemon:
     try:
         return _TO_DAEMON.decode(payload)
     except DECODE_ERRORS as error:
-        raise ProtocolError(f"an unreadable frame: {error}") from None
+        raise ProtocolError(f"an unreadable frame: {explain(error)}") from None
 
 
 def decode_to_harness(payload: bytes) -> ToHarness:
@@ -95,7 +128,7 @@ def decode_to_harness(payload: bytes) -> ToHarness:
     try:
         return _TO_HARNESS.decode(payload)
     except DECODE_ERRORS as error:
-        raise ProtocolError(f"an unreadable frame: {error}") from None
+        raise ProtocolError(f"an unreadable frame: {explain(error)}") from None
 
 
 def encode_hello(role: str, software: str) -> bytes:

@@ -6,15 +6,14 @@ optional keys are left out, never null.  Times are RFC 3339 in UTC with a Z.
 The first group are the verbs of the original: clients of it send exactly these bytes.
 """
 
-import difflib
 from typing import Annotated, Any, Final, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hive_core.wire.envelope import DECODE_ERRORS
+from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import AgentName, Label, RowId
+from hive_core.wire.ids import AGENT_NAME_PATTERN, AGENT_NAME_RULE, AgentName, Label, RowId
 from hive_core.wire.limits import (
     HOST_VERSION,
     MAX_KEY_CHARS,
@@ -404,16 +403,11 @@ def encode_line(reply: msgspec.Struct) -> bytes:
 def _explain(line: bytes, error: Exception) -> str:
     try:
         request = _ANYTHING.decode(line)
+    except msgspec.ValidationError:
+        return explain(error)  # JSON, with a number that no field can hold
+    except RecursionError:
+        return "the line is nested too deeply"
     except DECODE_ERRORS as not_json:
-        return f"the line is not JSON: {not_json}"
-    if not isinstance(request, dict):
-        return "the line is not a JSON object"
-    cmd = request.get("cmd")
-    if cmd is None:
-        return 'the key "cmd" is missing'
-    if not isinstance(cmd, str):
-        return '"cmd" is not a string'
-    if cmd not in COMMANDS:
-        near = difflib.get_close_matches(cmd[:40], COMMANDS, n=1)
-        return f"unknown cmd {cmd[:40]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"{cmd}: {error}"
+        return f"the line is not JSON: {explain(not_json)}"
+    text = explain_request(request, "cmd", COMMANDS, error)
+    return text.replace(f"`str` matching regex {AGENT_NAME_PATTERN!r}", AGENT_NAME_RULE)

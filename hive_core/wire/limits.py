@@ -43,4 +43,7 @@ MAX_PUBLISH_EVENTS: Final = 64
 MAX_EVENT_BYTES: Final = 256 * 2**10
 """One event's payload as JSON.  The harness cuts longer strings and says so in the payload."""
 
+MAX_EVENT_DEPTH: Final = 100
+"""Nesting of one event's payload.  The encoders recurse, and Python's own limit is 1000 frames in all."""
+
 MAX_LOG_LINES: Final = 1000

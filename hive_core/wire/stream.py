@@ -39,8 +39,9 @@ class Credentials(NamedTuple):
 class Connection:
     """A connected Unix stream socket.
 
-    `send_nowait` never waits and never raises: when the peer is gone, or has let more than
-    *max_out_bytes* pile up, the connection is closed and `receive` says so.
+    `send_nowait` never waits and never raises.  When the peer is gone, what is sent is dropped and
+    `receive` gives what the peer said before it left, then says so; when it has let more than
+    *max_out_bytes* pile up, the connection is closed.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Connection:
         self._max_out_bytes = max_out_bytes
         self._out = bytearray()
         self._closed = False
+        self._deaf = False
         self._drained = trio.lowlevel.ParkingLot()
         self.overrun = False
         """It was closed because the peer did not read."""
@@ -87,13 +89,13 @@ class Connection:
                 raise Disconnected(str(error)) from None
 
     def send_nowait(self, data: bytes) -> None:
-        if self._closed:
+        if self._closed or self._deaf:
             return
         if self._out:
             self._out += data
         else:
             sent = self._try_send(data)
-            if sent == len(data) or self._closed:
+            if sent == len(data) or self._deaf:
                 return
             self._out += data[sent:]
             self._nursery.start_soon(self._flush)
@@ -120,15 +122,20 @@ class Connection:
         except BlockingIOError:
             return 0
         except OSError:
-            self.close()
+            self._deaf = True
+            self._out.clear()
+            self._drained.unpark_all()
             return 0
 
     async def _flush(self) -> None:
         while self._out and not self._closed:
             try:
                 await trio.lowlevel.wait_writable(self._socket)
-            except (OSError, ValueError, trio.ClosedResourceError):
+            except trio.ClosedResourceError:
                 return
+            except trio.Cancelled:
+                self.close()  # nobody else would send the rest, and `drain` would wait for ever
+                raise
             # Sends from the start of the buffer; appended data may have moved it meanwhile.
             sent = self._try_send(self._out)
             del self._out[:sent]
@@ -154,12 +161,41 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
     return sock
 
 
+_StreamMessage = envelope.Item | envelope.Fault | envelope.End
+
+
 class _Waiting:
     """A call whose answer has not come."""
 
     def __init__(self) -> None:
         self.answered = trio.Event()
         self.answer: envelope.Reply | envelope.Fault | None = None
+
+
+class _Items:
+    """The items of one stream.  A class, because an async generator that is left early is a leak."""
+
+    def __init__(self, caller: "Caller", receive: "trio.MemoryReceiveChannel[_StreamMessage]") -> None:
+        self._caller = caller
+        self._receive = receive
+        self._ended = False
+
+    def __aiter__(self) -> "_Items":
+        return self
+
+    async def __anext__(self) -> msgspec.Raw:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            message = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise Disconnected(self._caller.why_gone) from None
+        if isinstance(message, envelope.Item):
+            return message.result
+        self._ended = True
+        if isinstance(message, envelope.Fault):
+            raise _refused(message)
+        raise StopAsyncIteration
 
 
 class Caller:
@@ -169,9 +205,9 @@ class Caller:
         self._connection = connection
         self._decoder = FrameDecoder()
         self._calls: dict[int, _Waiting] = {}
-        self._streams: dict[int, trio.MemorySendChannel[envelope.Item | envelope.Fault]] = {}
+        self._streams: dict[int, trio.MemorySendChannel[_StreamMessage]] = {}
         self._last_id = 0
-        self._why_gone = "the daemon closed the connection"
+        self.why_gone = "the daemon closed the connection"
         self.gone = trio.Event()
         """Set when the connection has ended, for whatever reason."""
 
@@ -181,13 +217,15 @@ class Caller:
         Raises:
             Refused: the daemon said no.
             Disconnected: the connection ended before the answer.
+            ProtocolError: the answer is no *result_type*.
+            ValueError: the request does not fit a frame, or holds text that is no UTF-8.
         """
         call_id, waiting = self._next_id(), _Waiting()
         self._calls[call_id] = waiting
         try:
             self._connection.send_nowait(envelope.encode_call(call_id, request))
             if self.gone.is_set():
-                raise Disconnected(self._why_gone)
+                raise Disconnected(self.why_gone)
             await waiting.answered.wait()
         except trio.Cancelled:
             self._connection.send_nowait(envelope.encode_cancel(call_id))
@@ -195,7 +233,7 @@ class Caller:
         finally:
             self._calls.pop(call_id, None)
         if waiting.answer is None:
-            raise Disconnected(self._why_gone)
+            raise Disconnected(self.why_gone)
         if isinstance(waiting.answer, envelope.Fault):
             raise _refused(waiting.answer)
         return _decode(waiting.answer.result, result_type)
@@ -208,25 +246,17 @@ class Caller:
         the connection ends, and stops when the stream does.
         """
         call_id = self._next_id()
-        send, receive = trio.open_memory_channel[envelope.Item | envelope.Fault](MAX_WAITING_ITEMS)
+        send, receive = trio.open_memory_channel[_StreamMessage](MAX_WAITING_ITEMS)
         self._streams[call_id] = send
-
-        async def items() -> AsyncIterator[msgspec.Raw]:
-            async for item in receive:
-                if isinstance(item, envelope.Fault):
-                    raise _refused(item)
-                yield item.result
-            if self.gone.is_set():
-                raise Disconnected(self._why_gone)
-
         try:
             self._connection.send_nowait(envelope.encode_call(call_id, request))
             if self.gone.is_set():
-                raise Disconnected(self._why_gone)
-            yield items()
+                raise Disconnected(self.why_gone)
+            yield _Items(self, receive)
         finally:
             if self._streams.pop(call_id, None) is not None:
                 self._connection.send_nowait(envelope.encode_cancel(call_id))
+            send.close()
             receive.close()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -235,12 +265,15 @@ class Caller:
         """
         try:
             task_status.started()
-            while chunk := await self._connection.receive():
-                self._decoder.receive_data(chunk)
+            while True:
+                # First: what came in one chunk with the daemon's hello.
                 while (payload := self._decoder.next_payload()) is not None:
                     self._take(envelope.decode_to_harness(payload))
+                if not (chunk := await self._connection.receive()):
+                    break
+                self._decoder.receive_data(chunk)
         except (Disconnected, ProtocolError) as error:
-            self._why_gone = str(error)
+            self.why_gone = str(error)
         finally:
             self.gone.set()
             for waiting in self._calls.values():
@@ -269,8 +302,13 @@ class Caller:
         answer = envelope.decode_to_harness(payload)
         if isinstance(answer, envelope.Fault):
             raise _refused(answer)
-        if not isinstance(answer, envelope.Hello) or answer.protocol != PROTOCOL:
-            raise ProtocolError("the daemon's first frame is no hello of protocol 1")
+        if not isinstance(answer, envelope.Hello):
+            raise ProtocolError("the daemon's first frame is no hello")
+        if answer.protocol != PROTOCOL:
+            behind = "hive-agent" if answer.protocol > PROTOCOL else "the daemon"
+            raise ProtocolError(
+                f"the daemon speaks protocol {answer.protocol}, hive-agent {PROTOCOL}: update {behind}"
+            )
         return answer
 
     def _next_id(self) -> int:
@@ -283,18 +321,16 @@ class Caller:
                 waiting = self._calls[call_id]
                 waiting.answer = message
                 waiting.answered.set()
-            case envelope.Item(id=call_id) | envelope.Fault(id=call_id) if call_id in self._streams:
+            case envelope.Item(id=call_id) | envelope.Fault(id=call_id) | envelope.End(id=call_id) if (
+                call_id in self._streams
+            ):
                 stream = self._streams[call_id]
                 try:
                     stream.send_nowait(message)
                 except trio.WouldBlock:
                     raise ProtocolError("more stream items than are being read") from None
-                except trio.BrokenResourceError:
-                    return
-                if isinstance(message, envelope.Fault):
+                if not isinstance(message, envelope.Item):
                     self._streams.pop(call_id).close()
-            case envelope.End(id=call_id) if call_id in self._streams:
-                self._streams.pop(call_id).close()
             case envelope.Fault(id=0):
                 raise ProtocolError(message.text)
             case _:

@@ -17,14 +17,14 @@ def short_address(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give an address for bind() or connect() that means *path* and fits.  Valid inside the block.
 
     Raises:
-        OSError: the directory of a long path cannot be opened.
+        OSError: the directory of a long path cannot be opened, or its last component alone is too long.
     """
     text = os.fspath(path)
     if len(os.fsencode(text)) <= MAX_PATH_BYTES:
         yield text
         return
     directory, name = os.path.split(text)
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:

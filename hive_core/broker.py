@@ -1,0 +1,312 @@
+"""Takes messages, keeps them, and hands them out.
+
+Accepted means on disk: a send is answered by the commit that holds it.  Handing out happens from memory,
+and what it changes in the rows rides with the next commit.  After the daemon has ended, however it did,
+every message that was not acked is deliverable again; one that may have been handed out says so.
+"""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import apsw
+import trio
+
+from hive_core.deferred import Deferred
+from hive_core.domain import delivery
+from hive_core.domain.delivery import Mailbox
+from hive_core.store import mailbox
+from hive_core.store.database import Outcome, Store
+from hive_core.store.mailbox import Acked, Delivered, MailboxOp, Post, Posted, Requeued, StoredMessage
+from hive_core.wire.agent import Message
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.ids import EVERYONE, OPERATOR
+from hive_core.wire.limits import MAX_RECV_SECONDS
+
+log = logging.getLogger(__name__)
+
+
+class Waiter:
+    """A recv that is parked."""
+
+    __slots__ = ("deadline", "deferred", "limit")
+
+    def __init__(self, limit: int, deadline: float, deferred: Deferred[list[Message]]) -> None:
+        self.limit = limit
+        self.deadline = deadline
+        self.deferred = deferred
+
+
+@dataclass
+class _Inbox:
+    mailbox: Mailbox
+    waiters: deque[Waiter] = field(default_factory=deque)
+
+
+class Broker:
+    """The mailboxes of all registered agents.
+
+    *announce* is called with every message when it is on disk, *changed* with the name of an agent whose
+    number of unread messages changed, *clock* gives unix seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store[MailboxOp],
+        *,
+        announce: Callable[[StoredMessage], None],
+        changed: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._announce = announce
+        self._changed = changed
+        self._clock = clock
+        self._inboxes: dict[str, _Inbox] = {}
+        self._last_id = 0
+        self._next_deadline = math.inf
+        self._earlier_deadline = trio.Event()
+
+    @property
+    def agents(self) -> list[str]:
+        return list(self._inboxes)
+
+    @property
+    def unread(self) -> int:
+        return sum(inbox.mailbox.waiting for inbox in self._inboxes.values())
+
+    async def recover(self) -> None:
+        """Take up what the last daemon left.  Before anything is registered."""
+
+        def look(db: apsw.Connection) -> int:
+            if not self._store.was_clean:
+                mailbox.flag_unacked(db)
+            return mailbox.last_id(db)
+
+        self._last_id = await self._store.write(look)
+
+    async def register(self, agent: str, *, paused: bool) -> None:
+        """Give *agent* a mailbox with what is on disk for it."""
+        waiting, handed_out = await self._store.write(mailbox.waiting_of, agent)
+        inbox = self._inboxes[agent] = _Inbox(Mailbox(waiting, handed_out))
+        inbox.mailbox.paused = paused
+        self._pump(agent)
+
+    def unregister(self, agent: str) -> None:
+        """Refuse messages to *agent* from now on.  Its rows stay."""
+        inbox = self._inboxes.pop(agent, None)
+        for waiter in inbox.waiters if inbox else ():
+            waiter.deferred.fail(Refused(ErrorCode.NOT_FOUND, f"cannot wait: {agent} was destroyed"))
+
+    def set_paused(self, agent: str, paused: bool) -> None:
+        self._inboxes[agent].mailbox.paused = paused
+        self._pump(agent)
+
+    def count_unread(self, agent: str) -> int:
+        inbox = self._inboxes.get(agent)
+        return inbox.mailbox.waiting if inbox else 0
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────
+
+    def send(
+        self,
+        sender: str,
+        to: str,
+        body: str,
+        *,
+        sender_uid: int | None,
+        in_reply_to: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Deferred[int]:
+        """Store a message for *to*, an agent, `operator` or `*`; its id comes when it is on disk.
+
+        Raises:
+            Refused: NOT_FOUND or INVALID_ARGUMENT, at once; the deferred fails with NOT_FOUND for an
+                unknown in_reply_to, CONFLICT for a key used otherwise, UNAVAILABLE if the disk refuses.
+        """
+        delivery.check_body(body)
+        recipients = delivery.route(sender, to, self._inboxes)
+        inbox = self._inboxes.get(sender)
+        return self._post(
+            Post(
+                first_id=self._take_ids(len(recipients)),
+                sender=sender,
+                recipients=recipients,
+                body=body,
+                sent_at=self._clock(),
+                in_reply_to=in_reply_to,
+                cause_id=inbox.mailbox.cause(in_reply_to) if inbox else None,
+                sender_uid=sender_uid,
+                idempotency_key=idempotency_key,
+                broadcast=to == EVERYONE,
+            )
+        )
+
+    def wake(self, agent: str, label: str, body: str, *, sender_uid: int | None) -> Deferred[int]:
+        """Put a message with a free source *label* into *agent*'s own inbox.
+
+        Raises:
+            Refused: INVALID_ARGUMENT for the body; FORBIDDEN if the label is somebody's name.
+        """
+        delivery.check_label(label, self._inboxes)
+        return self._leave(agent, label, body, sender_uid)
+
+    def tell(self, agent: str, body: str, *, sender_uid: int | None) -> Deferred[int]:
+        """Put a message from the operator into *agent*'s inbox, at the word of the agent's own machine.
+
+        Raises:
+            Refused: INVALID_ARGUMENT for the body.
+        """
+        return self._leave(agent, OPERATOR, body, sender_uid)
+
+    def _leave(self, agent: str, sender: str, body: str, sender_uid: int | None) -> Deferred[int]:
+        delivery.check_body(body)
+        self._inbox(agent)
+        return self._post(
+            Post(self._take_ids(1), sender, [agent], body, self._clock(), sender_uid=sender_uid)
+        )
+
+    def _take_ids(self, count: int) -> int:
+        first = self._last_id + 1
+        self._last_id += count
+        return first
+
+    def _post(self, post: Post) -> Deferred[int]:
+        answer: Deferred[int] = Deferred()
+
+        def stored(outcome: Outcome) -> None:
+            assert isinstance(outcome, Posted)
+            if outcome.new:
+                self._deliver(post, outcome.thread_id)
+            answer.resolve(outcome.id)
+
+        self._store.put(post).then(stored, answer.fail)
+        return answer
+
+    def _deliver(self, post: Post, thread_id: int) -> None:
+        for message_id, recipient in enumerate(post.recipients, start=post.first_id):
+            thread = thread_id if post.in_reply_to is not None else message_id
+            message = StoredMessage(
+                id=message_id,
+                sender=post.sender,
+                recipient=recipient,
+                body=post.body,
+                sent_at=post.sent_at,
+                delivered_at=None,
+                acked_at=None,
+                in_reply_to=post.in_reply_to,
+                redelivered=False,
+                broadcast=post.broadcast,
+                thread_id=thread,
+                cause_id=post.cause_id,
+                sender_uid=post.sender_uid,
+            )
+            self._announce(message)
+            inbox = self._inboxes.get(recipient)
+            if inbox is not None:
+                inbox.mailbox.committed(mailbox.as_handed_out(message))
+                self._pump(recipient)
+                self._changed(recipient)
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────
+
+    def recv(self, agent: str, limit: int, wait_seconds: float | None) -> Deferred[list[Message]]:
+        """Lease up to *limit* messages of *agent*, waiting up to *wait_seconds* for the first.
+
+        Raises:
+            Refused: NOT_FOUND, when the agent was destroyed.
+        """
+        inbox = self._inbox(agent)
+        wait_s = min(wait_seconds or 0.0, MAX_RECV_SECONDS)
+        waiter = Waiter(limit, trio.current_time() + wait_s, Deferred(lambda: self._give_up(agent, waiter)))
+        inbox.waiters.append(waiter)
+        self._pump(agent)
+        if waiter.deadline < self._next_deadline and not waiter.deferred.done:
+            self._earlier_deadline.set()
+        return waiter.deferred
+
+    def ack(self, agent: str, ids: Iterable[int] | None) -> int:
+        """End the leases of *agent*, or those of *ids*, as done; give how many there were."""
+        acked = self._inbox(agent).mailbox.ack(ids)
+        if acked:
+            self._store.mark(Acked(acked, self._clock()))
+            self._changed(agent)
+        return len(acked)
+
+    def requeue(self, agent: str, ids: Iterable[int] | None = None) -> int:
+        """Make what *agent* has leased, or those of *ids*, deliverable again, flagged redelivered."""
+        back = self._inbox(agent).mailbox.requeue(ids)
+        if back:
+            self._store.mark(Requeued(back))
+            self._pump(agent)
+            self._changed(agent)
+        return len(back)
+
+    def _inbox(self, agent: str) -> _Inbox:
+        try:
+            return self._inboxes[agent]
+        except KeyError:
+            raise Refused(ErrorCode.NOT_FOUND, f"cannot serve {agent}: it was destroyed") from None
+
+    def _pump(self, agent: str) -> None:
+        """Answer the parked recvs of *agent* as far as there are messages; load more when needed."""
+        inbox = self._inboxes[agent]
+        box, waiters = inbox.mailbox, inbox.waiters
+        while waiters and box.has_ready:
+            messages = box.take(waiters[0].limit)
+            self._store.mark(Delivered([message.id for message in messages], self._clock()))
+            self._changed(agent)
+            waiters.popleft().deferred.resolve(messages)
+        if waiters and (box.paused or box.settled):
+            self._answer_late(waiters)
+        if box.needs_load():
+            self._load(agent, inbox)
+
+    def _load(self, agent: str, inbox: _Inbox) -> None:
+        box = inbox.mailbox
+        above, leased = box.loaded_to, box.leased
+
+        def load(db: apsw.Connection) -> tuple[list[Message], bool]:
+            return mailbox.load_window(
+                db, agent, above, leased, delivery.WINDOW_MESSAGES, delivery.WINDOW_BYTES
+            )
+
+        def loaded(found: tuple[list[Message], bool]) -> None:
+            box.loaded(*found)
+            if self._inboxes.get(agent) is inbox:
+                self._pump(agent)
+
+        def failed(error: Exception) -> None:
+            log.error("Mailbox of %s cannot be loaded: %s", agent, error)
+            box.loaded([], whole=False)
+
+        self._store.submit(load).then(loaded, failed)
+
+    def _give_up(self, agent: str, waiter: Waiter) -> bool:
+        inbox = self._inboxes.get(agent)
+        if inbox is None or waiter not in inbox.waiters:
+            return False
+        inbox.waiters.remove(waiter)
+        waiter.deferred.fail(Refused(ErrorCode.CANCELLED, "cannot wait any more: the call was cancelled"))
+        return True
+
+    def _answer_late(self, waiters: deque[Waiter]) -> None:
+        now = trio.current_time()
+        for waiter in [waiter for waiter in waiters if waiter.deadline <= now]:
+            waiters.remove(waiter)
+            waiter.deferred.resolve([])
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer parked recvs whose time is up.  One task for all of them."""
+        task_status.started()
+        while True:
+            self._earlier_deadline = trio.Event()
+            parked = (waiter.deadline for inbox in self._inboxes.values() for waiter in inbox.waiters)
+            self._next_deadline = min(parked, default=math.inf)
+            with trio.move_on_at(self._next_deadline):
+                await self._earlier_deadline.wait()
+            for inbox in self._inboxes.values():
+                self._answer_late(inbox.waiters)

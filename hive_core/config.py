@@ -1,0 +1,158 @@
+"""The daemon's configuration: one TOML file, one struct, no other source than the command line.
+
+Every value knows where it came from, so that `hive-core config` can say so.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(ge=0, le=86400)]
+
+
+class Harness(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every agent's harness starts with."""
+
+    provider: Annotated[str, Meta(min_length=1)] = "scripted"
+    """Which program thinks: `scripted` needs no model and no key."""
+    model: str = ""
+    """The model an agent uses until it is told another; empty: the provider's own."""
+    linger_s: Annotated[float, Meta(ge=1)] = 900.0
+    """How long a local harness outlives its daemon."""
+
+
+class Machines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How machines are started, restarted and stopped."""
+
+    stop_grace_s: Seconds = 10.0
+    """From the polite signal to the killing one."""
+    quiesce_s: Seconds = 120.0
+    """How long a graceful stop waits for a running turn."""
+    restart_limit: Annotated[int, Meta(ge=1, le=100)] = 5
+    """Exits within restart_window_s after which a machine is failed."""
+    restart_window_s: Seconds = 120.0
+    restart_delay_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5
+    """Before the first restart; it doubles with each exit."""
+    restart_delay_max_s: Seconds = 20.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    home: str = ""
+    """Local mode: the directory that holds run/ and state/."""
+    run_dir: str = ""
+    """Sockets; empty: HOME/run, or /run/hyperhive without --local."""
+    state_dir: str = ""
+    """The database and the agents; empty: HOME/state, or /var/lib/hyperhive without --local."""
+    admin_group: str = "hive-admin"
+    """Members may use host.sock.  Where the group is missing only root and the daemon's own user may."""
+    domain: str = ""
+    """The hive's name in browser addresses; empty: there are none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_s: Seconds = 3.0
+    """How long open connections may take to end when the daemon stops."""
+    harness: Harness = Harness()
+    machines: Machines = Machines()
+
+
+NEEDS_RESTART: Final = frozenset({"home", "run_dir", "state_dir", "admin_group"})
+"""Keys that SIGHUP does not change."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.  The text names the file and the key."""
+
+
+def load_config(path: Path | None, overrides: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
+    """Read *path*, if any, and let *overrides* (dotted keys, from the command line) win.
+
+    Returns the configuration, and for each dotted key where its value came from.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, a value has the wrong type.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+        _refuse_unknown(table, Config, str(path), "")
+    origins = dict.fromkeys(_keys(Config, ""), "default")
+    origins |= dict.fromkeys(_given(table, ""), str(path))
+    for key, value in overrides.items():
+        _set(table, key, value)
+        origins[key] = "command line"
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"cannot use {path or 'the command line'}: {error}") from None
+    return config, {key: origins[key] for key in _keys(Config, "")}
+
+
+def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
+    """Give the values of *config* by dotted key, in the order of the struct."""
+    flat: dict[str, Any] = {}
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        flat |= (
+            flatten(value, f"{prefix}{name}.")
+            if isinstance(value, msgspec.Struct)
+            else {prefix + name: value}
+        )
+    return flat
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$XDG_STATE_HOME/hyperhive`, for a daemon without root."""
+    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hyperhive"
+
+
+def _keys(struct: type[msgspec.Struct], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for field in msgspec.structs.fields(struct):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            keys += _keys(field.type, f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def _given(table: Mapping[str, Any], prefix: str) -> list[str]:
+    given: list[str] = []
+    for key, value in table.items():
+        given += _given(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return given
+
+
+def _refuse_unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], source: str, prefix: str) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in table.items():
+        if key not in fields:
+            # Look in every section: the commonest slip is a right key in the wrong table.
+            candidates = _keys(Config, "")
+            near = difflib.get_close_matches(prefix + key, candidates, n=1, cutoff=0.5) or [
+                candidate for candidate in candidates if candidate.rpartition(".")[2] == key
+            ]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"cannot use {source}: unknown key {prefix + key!r}{hint}")
+        inner = fields[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, dict):
+            _refuse_unknown(value, inner, source, f"{prefix}{key}.")
+
+
+def _set(table: dict[str, Any], dotted: str, value: str) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+    table[last] = value

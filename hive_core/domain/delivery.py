@@ -1,0 +1,203 @@
+"""Who gets a message, and the order in which a mailbox hands it out.
+
+A message is leased by recv, done by ack, deliverable again by requeue.  The two columns delivered_at
+and acked_at are the truth; a Mailbox is what of it is in memory: a window of the oldest deliverable
+messages, and the ids that are leased.  Whatever does not fit the window stays on disk and is loaded
+when the window runs dry.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from hive_core.wire.agent import Message
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.ids import EVERYONE, OPERATOR, why_no_agent_name
+from hive_core.wire.limits import MAX_BODY_BYTES
+
+WINDOW_MESSAGES: Final = 256
+WINDOW_BYTES: Final = 2**20
+
+
+def route(sender: str, to: str, agents: Collection[str]) -> list[str]:
+    """Give the recipients of a message to *to*.
+
+    Raises:
+        Refused: NOT_FOUND, since a message to nobody would be swallowed.
+    """
+    if to == EVERYONE:
+        everyone = sorted(agent for agent in agents if agent != sender)
+        if not everyone:
+            raise Refused(ErrorCode.NOT_FOUND, "cannot send to *: there is no other agent")
+        return everyone
+    if to == OPERATOR and sender != OPERATOR:
+        return [OPERATOR]
+    if to in agents:
+        return [to]
+    if to == OPERATOR:
+        raise Refused(ErrorCode.INVALID_ARGUMENT, "cannot send: the operator would write to itself")
+    raise Refused(ErrorCode.NOT_FOUND, f"cannot send: no agent is named {to[:80]!r}")
+
+
+def check_body(body: str) -> None:
+    """Refuse what is empty or too large.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, naming the limit.
+    """
+    size = len(body.encode("utf-8", "surrogatepass"))
+    if not size:
+        raise Refused(ErrorCode.INVALID_ARGUMENT, "cannot send: the body is empty")
+    if size > MAX_BODY_BYTES:
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT,
+            f"cannot send: the body has {size} bytes, the limit is {MAX_BODY_BYTES}; "
+            "put the text into a file and send its path",
+        )
+
+
+def check_label(label: str, agents: Collection[str]) -> None:
+    """Refuse a source label that could be taken for somebody else.
+
+    Raises:
+        Refused: FORBIDDEN.
+    """
+    if label in agents or ((why := why_no_agent_name(label)) is not None and "reserved" in why):
+        raise Refused(ErrorCode.FORBIDDEN, f"cannot wake: {label!r} is the name of somebody else")
+
+
+class Mailbox:
+    """The deliverable and the leased messages of one agent.
+
+    `waiting` counts the deliverable ones, in memory or not.  After `needs_load` said yes, the caller
+    loads the oldest rows above `loaded_to` that are neither acked nor leased, and gives them to
+    `loaded`; the load must see everything that was committed or marked before it was asked for.
+    """
+
+    def __init__(self, waiting: int = 0, working: Iterable[int] = ()) -> None:
+        self.waiting = waiting
+        self.paused = False
+        self.loaded_to = 0
+        self._ready: deque[Message] = deque()
+        self._ready_bytes = 0
+        self._leased: dict[int, None] = {}
+        # Handed out by an earlier daemon: its agent may still be at work on them and ack them.
+        self._working = dict.fromkeys(working)
+        self._more = waiting > 0
+        self._loading = False
+        self._load_is_stale = False
+        self._acked_while_loading: set[int] = set()
+
+    @property
+    def has_ready(self) -> bool:
+        return bool(self._ready) and not self.paused
+
+    @property
+    def settled(self) -> bool:
+        """Nothing deliverable is outside memory."""
+        return not self._more and not self._loading
+
+    @property
+    def leased(self) -> list[int]:
+        return list(self._leased)
+
+    @property
+    def working_on(self) -> int | None:
+        """The message that this agent's turn began with, as far as the daemon can know."""
+        return next(iter(self._leased), None) or next(iter(self._working), None)
+
+    def cause(self, in_reply_to: int | None) -> int | None:
+        """The message that a send of this agent follows from."""
+        if in_reply_to is not None and (in_reply_to in self._leased or in_reply_to in self._working):
+            return in_reply_to
+        return self.working_on
+
+    def committed(self, message: Message) -> None:
+        """A message for this agent is on disk."""
+        self.waiting += 1
+        if self._more or self._loading or not self._fits(message):
+            self._more = True
+        else:
+            self._append(message)
+
+    def take(self, limit: int) -> list[Message]:
+        """Lease up to *limit* messages, oldest first."""
+        taken: list[Message] = []
+        while self._ready and len(taken) < limit and not self.paused:
+            message = self._ready.popleft()
+            self._ready_bytes -= len(message.body)
+            self._leased[message.id] = None
+            taken.append(message)
+        if taken:
+            self.waiting -= len(taken)
+            self._working.clear()
+        return taken
+
+    def ack(self, ids: Iterable[int] | None) -> list[int]:
+        """End leases and give the ids that are done; with *ids*, only those of them that may be."""
+        if ids is None:
+            acked = list(self._leased)
+        else:
+            given = dict.fromkeys(ids)
+            known = self._leased.keys() | self._working.keys()
+            if not given.keys() <= known:
+                known |= {message.id for message in self._ready}
+            acked = [message_id for message_id in given if message_id in known]
+        unleased = [message_id for message_id in acked if message_id not in self._leased]
+        if unleased:
+            self.waiting -= len(unleased)
+            gone = set(unleased)
+            self._ready = deque(message for message in self._ready if message.id not in gone)
+            self._ready_bytes = sum(len(message.body) for message in self._ready)
+        for message_id in acked:
+            self._leased.pop(message_id, None)
+            self._working.pop(message_id, None)
+        if self._loading:
+            self._acked_while_loading.update(acked)
+        return acked
+
+    def requeue(self, ids: Iterable[int] | None = None) -> list[int]:
+        """Make leased messages deliverable again, in their old order; all of them without *ids*."""
+        back = (
+            [i for i in self._leased if ids is None] if ids is None else [i for i in ids if i in self._leased]
+        )
+        for message_id in back:
+            del self._leased[message_id]
+        if ids is None:
+            self._working.clear()
+        if back:
+            self.waiting += len(back)
+            # They come before what is in memory: begin again with what is on disk.
+            self._ready.clear()
+            self._ready_bytes = 0
+            self.loaded_to = 0
+            self._more = True
+            self._load_is_stale = self._loading
+        return back
+
+    def needs_load(self) -> bool:
+        """Say whether to load now; if so the caller must, and give the rows to `loaded`."""
+        if self._ready or not self._more or self._loading:
+            return False
+        self._loading, self._more = True, False
+        return True
+
+    def loaded(self, messages: list[Message], whole: bool) -> None:
+        """Take what a load found; *whole* says that nothing was left above it."""
+        gone, self._acked_while_loading = self._acked_while_loading, set()
+        self._loading = False
+        if self._load_is_stale:  # older messages came back meanwhile: they have to be loaded first
+            self._load_is_stale = False
+            return
+        for message in messages:
+            if message.id not in self._leased and message.id not in gone:
+                self._append(message)
+        self._more = self._more or not whole
+
+    def _fits(self, message: Message) -> bool:
+        return len(self._ready) < WINDOW_MESSAGES and self._ready_bytes + len(message.body) <= WINDOW_BYTES
+
+    def _append(self, message: Message) -> None:
+        self._ready.append(message)
+        self._ready_bytes += len(message.body)
+        self.loaded_to = message.id

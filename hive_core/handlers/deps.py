@@ -1,0 +1,68 @@
+"""What a handler may use, and who is asking."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from hive_core.broker import Broker
+from hive_core.config import Config
+from hive_core.control import Control
+from hive_core.feed import Feed
+from hive_core.layout import Layout
+from hive_core.store.database import Store
+from hive_core.store.mailbox import MailboxOp
+from hive_core.supervisor import Supervisor
+
+Emit = Callable[[msgspec.Struct], Awaitable[None]]
+"""Sends one item of a stream, waiting while the reader is behind."""
+
+
+class Role(StrEnum):
+    OPERATOR = "operator"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who asks: the socket it came through, and what the kernel says of its process."""
+
+    role: Role
+    name: str
+    """The agent's name, or `operator`."""
+    uid: int
+    pid: int
+
+
+class Logs(Protocol):
+    """Where the logs of agents can be read."""
+
+    def read_log(self, agent: str, lines: int) -> tuple[list[str], int]: ...
+    def read_log_after(self, agent: str, offset: int) -> tuple[list[str], int]: ...
+
+
+@dataclass(frozen=True)
+class Deps:
+    """The parts that handlers call."""
+
+    broker: Broker
+    supervisor: Supervisor
+    feed: Feed
+    control: Control
+    store: Store[MailboxOp]
+    logs: Logs
+    layout: Layout
+    config: Callable[[], Config]
+    mode: str
+    started_at: float
+    count_connections: Callable[[], int]
+
+
+class CutOff(Exception):
+    """A follower was too slow.  *last_id* is where it may take up again, if the stream has ids."""
+
+    def __init__(self, last_id: int | None) -> None:
+        super().__init__("too slow")
+        self.last_id = last_id

@@ -1,0 +1,169 @@
+"""What agents did and do: events, logs, and the whole hive as it happens."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from hive_core.domain.event import Event
+from hive_core.feed import AgentEvent, Overtaken, Ring, RowChanged
+from hive_core.handlers.deps import CutOff, Deps, Emit, Peer
+from hive_core.handlers.rows import agent_row, event_row, message_row
+from hive_core.host import agent_files
+from hive_core.host.process import CommandError
+from hive_core.wire import agent, host
+
+PAGE_EVENTS: Final = 500
+LOG_POLL_S: Final = 0.25
+
+log = logging.getLogger(__name__)
+
+
+async def events(deps: Deps, _peer: Peer, request: host.Events) -> host.EventsReply:
+    deps.supervisor.agent(request.agent)
+    found = await _history(deps, request.agent, request.after, request.limit, request.kinds)
+    return host.EventsReply(events=[event_row(event) for event in found])
+
+
+async def follow_events(deps: Deps, _peer: Peer, request: host.Events, emit: Emit) -> None:
+    """History and then what happens, as one sequence without a gap or a repeat.
+
+    Raises:
+        CutOff: the reader fell behind further than the ring reaches.
+    """
+    deps.supervisor.agent(request.agent)
+    follower = _Follower(deps, request, emit)
+    found = await _history(deps, request.agent, request.after, request.limit, request.kinds)
+    for event in found:
+        await follower.show(event)
+    if request.after is not None and len(found) == request.limit:
+        await follower.catch_up()
+    ring = deps.feed.events_of(request.agent)
+    place = ring.begin
+    while True:
+        try:
+            items = await ring.after(place)
+        except Overtaken:
+            raise CutOff(follower.last_id) from None
+        place += len(items)
+        for event in items:
+            if follower.misses_before(event):
+                # It was written while its harness could not reach us: the file has what is missing.
+                await follower.catch_up(before=event.id)
+            if follower.last_id is None or event.id > follower.last_id:
+                await follower.show(event)
+
+
+class _Follower:
+    """One reader's place in the events of one agent."""
+
+    def __init__(self, deps: Deps, request: host.Events, emit: Emit) -> None:
+        self._deps, self._request, self._emit = deps, request, emit
+        self.last_id = request.after
+
+    def misses_before(self, event: Event) -> bool:
+        return self._request.kinds is None and self.last_id is not None and event.id > self.last_id + 1
+
+    async def show(self, event: Event) -> None:
+        self.last_id = event.id
+        if self._request.kinds is None or event.kind in self._request.kinds:
+            await self._emit(host.EventsReply(events=[event_row(event)]))
+
+    async def catch_up(self, before: int | None = None) -> None:
+        """Show what the file has after the last event shown, up to *before* or its end."""
+        while True:
+            found = await _read(
+                self._deps, self._request.agent, self.last_id, PAGE_EVENTS, self._request.kinds
+            )
+            for event in found:
+                if before is None or event.id < before:
+                    await self.show(event)
+            if len(found) < PAGE_EVENTS or (before is not None and found[-1].id >= before):
+                return
+
+
+async def logs(deps: Deps, _peer: Peer, request: host.Logs) -> host.LogsReply:
+    deps.supervisor.agent(request.agent)
+    lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
+    return host.LogsReply(lines=lines)
+
+
+async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -> None:
+    deps.supervisor.agent(request.agent)
+    lines, offset = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
+    while True:
+        if lines:
+            await emit(host.LogsReply(lines=lines))
+        await trio.sleep(LOG_POLL_S)
+        lines, offset = await trio.to_thread.run_sync(deps.logs.read_log_after, request.agent, offset)
+
+
+async def own_logs(deps: Deps, peer: Peer, request: agent.Logs) -> agent.LogLines:
+    lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, peer.name, request.lines)
+    return agent.LogLines(lines=lines)
+
+
+async def watch(deps: Deps, _peer: Peer, request: host.Watch, emit: Emit) -> None:
+    wanted = None if request.agents is None else frozenset(request.agents)
+    for name in request.agents or ():
+        deps.supervisor.agent(name)
+    ring = deps.feed.everything
+    shown = {name: agent_row(deps, name) for name in deps.supervisor.names}
+    place = ring.end
+    while True:
+        try:
+            items = await ring.after(place)
+        except Overtaken:
+            raise CutOff(None) from None
+        place += len(items)
+        for item in items:
+            match item:
+                case AgentEvent(name, event):
+                    if wanted is None or name in wanted:
+                        await emit(host.WatchItem(agent=name, event=event_row(event)))
+                case RowChanged(name):
+                    if name not in deps.supervisor.names or (wanted is not None and name not in wanted):
+                        continue
+                    row = agent_row(deps, name)
+                    if shown.get(name) != row:
+                        shown[name] = row
+                        await emit(host.WatchItem(agent_statuses=[row]))
+                case message:
+                    if wanted is None or message.sender in wanted or message.recipient in wanted:
+                        await emit(host.WatchItem(message=message_row(message)))
+
+
+async def _history(
+    deps: Deps, name: str, after: int | None, limit: int, kinds: Sequence[str] | None
+) -> list[Event]:
+    """Give events with ids above *after*, else the newest, from the file and from what is live."""
+    live = _in_ring(deps.feed.events_of(name), after, kinds)
+    if after is not None and live and live[0].id == after + 1 and kinds is None:
+        return live[:limit]
+    found = await _read(deps, name, after, limit, kinds)
+    newest = found[-1].id if found else after
+    if len(found) < limit or after is None:
+        # Events of a harness without a file, or ones that it could not write.
+        found += [event for event in live if newest is None or event.id > newest]
+    return found[:limit] if after is not None else found[-limit:]
+
+
+async def _read(
+    deps: Deps, name: str, after: int | None, limit: int, kinds: Sequence[str] | None
+) -> list[Event]:
+    state_dir = deps.layout.agent(name).state
+    try:
+        found, _ = await agent_files.read_events(state_dir, after=after, limit=limit, kinds=kinds)
+    except (CommandError, OSError, trio.TooSlowError) as error:
+        log.warning("History of %s cannot be read: %s", name, error)
+        return []
+    return found
+
+
+def _in_ring(ring: Ring[Event], after: int | None, kinds: Sequence[str] | None) -> list[Event]:
+    return [
+        event
+        for event in ring.items()
+        if (after is None or event.id > after) and (kinds is None or event.kind in kinds)
+    ]

@@ -1,0 +1,78 @@
+"""Every request there is, what answers it, and who may ask.  The doors look here and nowhere else.
+
+A handler is a plain function that gives a result or a Deferred of one, or an async function that gives
+a result; a stream's is an async function that emits items until it ends or its reader goes.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hive_core.handlers import agents, events, harness, messages, status
+from hive_core.handlers.deps import Role
+from hive_core.wire import agent, host
+
+
+@dataclass(frozen=True)
+class Route:
+    handler: Callable[..., Any]
+    may_call: Role
+    result: type
+    """What a call gives, or each item of a stream."""
+    stream: bool = False
+    following: Callable[..., Any] | None = None
+    """Answers instead of *handler*, as a stream, when the request's `follow` is true."""
+    undo: Callable[..., None] | None = None
+    """Called with a result that could not be written to its caller."""
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.handler)
+
+
+_OP: Final = Role.OPERATOR
+_AG: Final = Role.AGENT
+
+ROUTES: Final[Mapping[type, Route]] = {
+    # host.sock: the verbs of the original
+    host.List: Route(agents.list_agents, _OP, host.Agents),
+    host.AgentStatus: Route(agents.agent_status, _OP, host.AgentStatuses),
+    host.SubscribeAgentStatus: Route(agents.subscribe_agent_status, _OP, host.AgentStatuses, stream=True),
+    host.SetPaused: Route(agents.set_paused, _OP, host.Reply),
+    host.Start: Route(agents.start, _OP, host.Reply),
+    host.Stop: Route(agents.stop, _OP, host.Reply),
+    host.Restart: Route(agents.restart, _OP, host.Reply),
+    host.UrlsRequest: Route(agents.urls, _OP, host.UrlsReply),
+    host.Pending: Route(agents.pending, _OP, host.Approvals),
+    host.Spawn: Route(agents.spawn, _OP, host.Reply),
+    host.Kill: Route(agents.kill, _OP, host.Reply),
+    host.Destroy: Route(agents.destroy, _OP, host.Reply),
+    # host.sock: ours
+    host.Send: Route(messages.operator_send, _OP, host.Sent),
+    host.Inbox: Route(messages.inbox, _OP, host.Messages),
+    host.MessagesRequest: Route(messages.messages, _OP, host.Messages),
+    host.Why: Route(messages.why, _OP, host.Messages),
+    host.Events: Route(events.events, _OP, host.EventsReply, following=events.follow_events),
+    host.Logs: Route(events.logs, _OP, host.LogsReply, following=events.follow_logs),
+    host.Watch: Route(events.watch, _OP, host.WatchItem, stream=True),
+    host.CancelTurn: Route(harness.cancel_turn, _OP, host.Carried),
+    host.NewSession: Route(harness.new_session, _OP, host.Carried),
+    host.SetModel: Route(harness.set_model, _OP, host.Carried),
+    host.Status: Route(status.status, _OP, host.StatusReply),
+    # an agent's socket
+    agent.Send: Route(messages.send, _AG, agent.Sent),
+    agent.Recv: Route(messages.recv, _AG, agent.Messages, undo=messages.hand_back),
+    agent.AckTurn: Route(messages.ack_turn, _AG, agent.Acked),
+    agent.RequeueInflight: Route(messages.requeue_inflight, _AG, agent.Requeued),
+    agent.InboxStatus: Route(messages.inbox_status, _AG, agent.Unread),
+    agent.Recent: Route(messages.recent, _AG, agent.Messages),
+    agent.Wake: Route(messages.wake, _AG, agent.Sent),
+    agent.OperatorMsg: Route(messages.operator_msg, _AG, agent.Sent),
+    agent.Whoami: Route(harness.whoami, _AG, agent.Identity),
+    agent.SetStatus: Route(harness.set_status, _AG, agent.Done),
+    agent.Logs: Route(events.own_logs, _AG, agent.LogLines),
+    agent.Publish: Route(harness.publish, _AG, agent.Done),
+    agent.SubscribeControl: Route(harness.subscribe_control, _AG, agent.SetPaused, stream=True),
+    agent.ControlDone: Route(harness.control_done, _AG, agent.Done),
+}

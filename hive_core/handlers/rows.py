@@ -1,0 +1,69 @@
+"""Rows as host.sock shows them."""
+
+from msgspec import UNSET
+
+from hive_core.domain.clock import rfc3339
+from hive_core.domain.event import Event
+from hive_core.domain.machine import Wanted
+from hive_core.handlers.deps import Deps
+from hive_core.store.mailbox import StoredMessage
+from hive_core.wire import host
+
+
+def message_row(message: StoredMessage) -> host.MessageRow:
+    return host.MessageRow(
+        id=message.id,
+        sender=message.sender,
+        recipient=message.recipient,
+        body=message.body,
+        sent_at=rfc3339(message.sent_at),
+        delivered_at=UNSET if message.delivered_at is None else rfc3339(message.delivered_at),
+        acked_at=UNSET if message.acked_at is None else rfc3339(message.acked_at),
+        in_reply_to=UNSET if message.in_reply_to is None else message.in_reply_to,
+        redelivered=True if message.redelivered else UNSET,
+        thread_id=message.thread_id,
+        cause_id=UNSET if message.cause_id is None else message.cause_id,
+        sender_uid=UNSET if message.sender_uid is None else message.sender_uid,
+        broadcast=True if message.broadcast else UNSET,
+    )
+
+
+def event_row(event: Event) -> host.EventRow:
+    return host.EventRow(id=event.id, ts=rfc3339(event.ts), kind=event.kind, payload=event.payload)
+
+
+def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
+    """The roster's row of *name*.
+
+    Raises:
+        Refused: NOT_FOUND.
+    """
+    agent = deps.supervisor.agent(name)
+    row = agent.row
+    running = agent.machine is not None
+    now = deps.feed.snapshot_of(name) if running else None
+    failed = deps.supervisor.has_failed(agent) and row.wanted is Wanted.RUNNING
+    status_shown = running and row.status_text is not None
+    domain = deps.config().domain
+    return host.AgentStatusRow(
+        name=name,
+        running=running,
+        failed=failed,
+        needs_login=now is not None and now.status.startswith("needs_login"),
+        paused=row.paused,
+        active_model=now.model if now and now.model else UNSET,
+        status_text=row.status_text if status_shown and row.status_text else UNSET,
+        status_set_at=rfc3339(row.status_set_at, fraction=False)
+        if status_shown and row.status_set_at
+        else UNSET,
+        url=f"https://{domain}/agent/{name}/" if domain else UNSET,
+        wanted=row.wanted.value,
+        connected=running and deps.control.is_connected(name),
+        isolation=deps.supervisor.isolation,
+        turn_state=now.turn_state if now else UNSET,
+        turn_state_since=rfc3339(now.turn_state_since) if now and now.turn_state_since else UNSET,
+        unread=deps.broker.count_unread(name),
+        pid=agent.machine.pid if agent.machine else UNSET,
+        provider=now.provider if now and now.provider else UNSET,
+        failure=agent.exits.last if agent.exits.times and not running else UNSET,
+    )

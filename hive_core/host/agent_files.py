@@ -1,0 +1,76 @@
+"""Touches files that an agent owns, in a short-lived child.
+
+Whatever an agent may have planted there, a link, a FIFO, a forged journal, a file that never ends,
+costs that one child its deadline and the agent its own history.  The daemon opens none of it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hive_core.domain.event import Event
+from hive_core.host import process
+from hive_core.wire.limits import MAX_EVENT_BYTES
+
+TIMEOUT_S: Final = 10.0
+MAX_ANSWER_BYTES: Final = 8 * 2**20
+"""What one page of events may hold; the worker stops before it."""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    id: int
+    ts: float
+    kind: str
+    payload: msgspec.Raw
+
+
+_ROW: Final = msgspec.json.Decoder(_Row)
+
+
+async def read_events(
+    state_dir: Path, *, after: int | None, limit: int, kinds: Sequence[str] | None
+) -> tuple[list[Event], bool]:
+    """Give events with ids above *after*, else the newest; oldest first; and whether there may be more.
+
+    Raises:
+        process.CommandError: the file cannot be read.
+        trio.TooSlowError: it could not be read in 10 s.
+    """
+    answer = await process.run(
+        [
+            *_worker("events", state_dir),
+            *("--limit", str(limit)),
+            *(("--after", str(after)) if after is not None else ()),
+            *(argument for kind in kinds or () for argument in ("--kind", kind)),
+        ],
+        timeout_s=TIMEOUT_S,
+        max_output_bytes=MAX_ANSWER_BYTES + 2 * MAX_EVENT_BYTES,
+    )
+    *lines, last = answer.splitlines() or [b"end"]
+    events = [_event(line) for line in lines]
+    return [event for event in events if event is not None], last == b"more"
+
+
+async def remove(base_dir: Path) -> None:
+    """Delete the directory of an agent, following no link.
+
+    Raises:
+        process.CommandError: something in it could not be deleted.
+        trio.TooSlowError: not in 60 s.
+    """
+    await process.run(_worker("remove", base_dir), timeout_s=60.0, max_output_bytes=4096)
+
+
+def _worker(verb: str, directory: Path) -> list[str]:
+    return [sys.executable, "-I", "-m", "hive_core.host.agent_files_worker", verb, str(directory)]
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        row = _ROW.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return Event(row.id, row.ts, row.kind[:64], row.payload)

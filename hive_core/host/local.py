@@ -1,0 +1,160 @@
+"""Local machines: each agent's harness is a child process in its own session and directory.
+
+They isolate nothing.  A harness outlives its daemon, and the next daemon finds it by the record lock
+that it holds on harness.lock: the kernel says who holds it, and lets go however the process ends.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from hive_core.config import Config
+from hive_core.host import process
+from hive_core.layout import AgentDirs
+
+MAX_LOG_BYTES: Final = 8 * 2**20
+_FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
+
+log = logging.getLogger(__name__)
+
+
+class LocalMachine:
+    """A running harness: one we started, or one that an earlier daemon did."""
+
+    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._child = child
+
+    async def wait(self) -> str:
+        """Wait until it has ended, and say how.  Once."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        os.close(self._pidfd)
+        status = self._child.wait() if self._child else None
+        # What it left behind in its session goes with it.
+        self._signal_group(signal.SIGKILL)
+        return process.describe_exit(status)
+
+    def terminate(self) -> None:
+        """Ask it to end.  Harmless when it has."""
+        with suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and everything in its session, at once."""
+        with suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
+class LocalMachines:
+    """Starts and finds the harnesses of agents."""
+
+    isolation: Final = "none"
+
+    def __init__(self, dirs: Callable[[str], AgentDirs], config: Callable[[], Config]) -> None:
+        self._dirs = dirs
+        self._config = config
+
+    def find(self, agent: str) -> LocalMachine | None:
+        """Give the running harness of *agent*, if there is one."""
+        pid = _lock_holder(self._dirs(agent).lock)
+        if pid is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
+        if _lock_holder(self._dirs(agent).lock) != pid:  # it ended, and its pid may be somebody else's
+            os.close(pidfd)
+            return None
+        return LocalMachine(pid, pidfd, None)
+
+    def start(self, agent: str) -> LocalMachine:
+        """Start the harness of *agent*.
+
+        Raises:
+            OSError: it cannot be started; a directory or the interpreter is missing.
+        """
+        dirs, config = self._dirs(agent), self._config().harness
+        dirs.make()
+        argv = [
+            # -I: the harness runs in a directory that its agent writes, and must import nothing from there.
+            *(sys.executable, "-I", "-m", "hive_agent", "serve"),
+            *("--socket", str(dirs.socket)),
+            *("--state", str(dirs.state)),
+            *("--lock", str(dirs.lock)),
+            *("--provider", config.provider),
+            *("--linger", str(config.linger_s)),
+            *(("--model", config.model) if config.model else ()),
+        ]
+        environment = process.built_environment({"HIVE_LABEL": agent})
+        for name in ("HIVE_SCRIPT",):
+            if name in os.environ:
+                environment[name] = os.environ[name]
+        with dirs.log.open("ab") as log_file:
+            child = process.start_session(argv, cwd=dirs.state, log=log_file, env=environment)
+        return LocalMachine(child.pid, os.pidfd_open(child.pid), child)
+
+    def read_log(self, agent: str, lines: int) -> tuple[list[str], int]:
+        """Give the last *lines* of the harness's log, and where it ends."""
+        try:
+            with self._dirs(agent).log.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - lines * 1000))
+                tail = deque(file.read(end - file.tell()).decode(errors="replace").splitlines(), lines)
+                return list(tail), end
+        except FileNotFoundError:
+            return [], 0
+
+    def read_log_after(self, agent: str, offset: int) -> tuple[list[str], int]:
+        """Give whole lines of the log from byte *offset* on, and the offset after them."""
+        try:
+            with self._dirs(agent).log.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < offset:
+                    offset = 0  # it was cut back
+                file.seek(offset)
+                text = file.read(256 * 1024)
+        except FileNotFoundError:
+            return [], 0
+        whole = text[: text.rfind(b"\n") + 1] or (text if len(text) == 256 * 1024 else b"")
+        return whole.decode(errors="replace").splitlines(), offset + len(whole)
+
+    def trim_log(self, agent: str) -> None:
+        """Keep the log of *agent* below MAX_LOG_BYTES; the older half goes to harness.log.1.
+
+        The harness appends, so cutting the file back under it is safe; lines of that moment may be lost.
+        """
+        path = self._dirs(agent).log
+        with suppress(OSError):
+            if path.stat().st_size > MAX_LOG_BYTES:
+                path.with_name("harness.log.1").write_bytes(path.read_bytes()[-MAX_LOG_BYTES:])
+                os.truncate(path, 0)
+
+
+def _lock_holder(path: Path) -> int | None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, question))
+    finally:
+        os.close(fd)
+    return pid if kind != fcntl.F_UNLCK and pid > 0 else None

@@ -1,0 +1,77 @@
+"""Where everything lies: two directories, one that may vanish with a reboot and one that may not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hive_core.config import Config, default_home
+
+
+@dataclass(frozen=True)
+class AgentDirs:
+    """Where the things of one agent are."""
+
+    run: Path
+    """Its socket, and the lock of its harness."""
+    base: Path
+    """What the daemon keeps for it: the log, and the directories below."""
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "mcp.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "harness.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.base / "harness.log"
+
+    @property
+    def state(self) -> Path:
+        """The agent's own; it may do there what it likes."""
+        return self.base / "state"
+
+    def make(self) -> None:
+        """Make what is missing."""
+        self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state.mkdir(exist_ok=True, mode=0o700)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one hive."""
+
+    home: Path
+    run: Path
+    state: Path
+
+    @property
+    def host_socket(self) -> Path:
+        return self.run / "host.sock"
+
+    @property
+    def database(self) -> Path:
+        """broker.sqlite; where newer versions of the original kept it, if it is only there."""
+        path, other = self.state / "broker.sqlite", self.state / "db" / "broker.sqlite"
+        return other if other.exists() and not path.exists() else path
+
+    def agent(self, name: str) -> AgentDirs:
+        """*name* has been validated: it is one safe path component."""
+        return AgentDirs(self.run / "agents" / name, self.state / "agents" / name)
+
+    def make(self) -> None:
+        """Make what is missing.  A home that did not exist is closed to others."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path, mode in ((self.run, 0o751), (self.run / "agents", 0o751), (self.state, 0o700)):
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(mode)
+
+
+def local_layout(config: Config) -> Layout:
+    """Everything below one directory."""
+    home = Path(config.home).expanduser().absolute() if config.home else default_home()
+    run = Path(config.run_dir).expanduser().absolute() if config.run_dir else home / "run"
+    state = Path(config.state_dir).expanduser().absolute() if config.state_dir else home / "state"
+    return Layout(home, run, state)

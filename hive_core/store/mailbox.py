@@ -1,0 +1,311 @@
+"""The rows of messages: what a batch does to them, and how they are read."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
+
+import apsw
+from msgspec import UNSET
+
+from hive_core.store.database import Outcome
+from hive_core.wire.agent import Message
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.ids import OPERATOR
+
+MAX_CHAIN: Final = 100
+"""Messages that `why` follows back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One accepted message: a row per recipient, with ids that rise from *first_id*."""
+
+    first_id: int
+    sender: str
+    recipients: Sequence[str]
+    body: str
+    sent_at: float
+    in_reply_to: int | None = None
+    cause_id: int | None = None
+    sender_uid: int | None = None
+    idempotency_key: str | None = None
+    broadcast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    ids: Sequence[int]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    ids: Sequence[int]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    ids: Sequence[int]
+
+
+MailboxOp = Post | Delivered | Acked | Requeued
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """Outcome of a Post: the id that the sender gets, the thread, and whether it is new."""
+
+    id: int
+    thread_id: int
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message's row with all its columns."""
+
+    id: int
+    sender: str
+    recipient: str
+    body: str
+    sent_at: float
+    delivered_at: float | None
+    acked_at: float | None
+    in_reply_to: int | None
+    redelivered: int
+    broadcast: int
+    thread_id: int
+    cause_id: int | None
+    sender_uid: int | None
+
+
+_INSERT: Final = (
+    "insert into messages (id, sender, recipient, body, sent_at, in_reply_to, thread_id, cause_id,"
+    " sender_uid, idempotency_key, broadcast) values "
+)
+_VALUES: Final = "(?,?,?,?,?,?,?,?,?,?,?)"
+# Few large statements: each one that ends gives the GIL to a busy event loop and waits to get it back.
+_INSERTS: Final = {size: _INSERT + ",".join([_VALUES] * size) for size in (64, 16, 4, 1)}
+
+_COLUMNS: Final = (
+    "id, sender, recipient, body, sent_at, delivered_at, acked_at, in_reply_to, redelivered, broadcast,"
+    " coalesce(thread_id, id), cause_id, sender_uid"
+)
+
+
+def apply_batch(db: apsw.Connection, ops: Sequence[MailboxOp]) -> list[Outcome]:
+    """Carry out a batch, in order, and give the outcome of each operation."""
+    outcomes: list[Outcome] = []
+    rows: list[object] = []
+    for op in ops:
+        match op:
+            case Post(in_reply_to=None, idempotency_key=None):
+                rows += _row_values(op, None)
+                outcomes.append(Posted(op.first_id, op.first_id, new=True))
+            case Post():
+                # It asks the table something, so what came before it must be there.
+                _insert(db, rows)
+                outcomes.append(_post_checked(db, op))
+            case Delivered(ids, now):
+                _insert(db, rows)
+                db.execute(
+                    "update messages set delivered_at = ? where id in (select value from json_each(?))",
+                    (now, json.dumps(ids)),
+                )
+                outcomes.append(None)
+            case Acked(ids, now):
+                _insert(db, rows)
+                db.execute(
+                    "update messages set acked_at = ?, delivered_at = coalesce(delivered_at, ?)"
+                    " where id in (select value from json_each(?)) and acked_at is null",
+                    (now, now, json.dumps(ids)),
+                )
+                outcomes.append(None)
+            case Requeued(ids):
+                _insert(db, rows)
+                db.execute(
+                    "update messages set redelivered = 1 where id in (select value from json_each(?))",
+                    (json.dumps(ids),),
+                )
+                outcomes.append(None)
+    _insert(db, rows)
+    return outcomes
+
+
+def _row_values(post: Post, thread_id: int | None) -> list[object]:
+    values: list[object] = []
+    for offset, recipient in enumerate(post.recipients):
+        message_id = post.first_id + offset
+        values += (
+            message_id,
+            post.sender,
+            recipient,
+            post.body,
+            post.sent_at,
+            post.in_reply_to,
+            thread_id or message_id,
+            post.cause_id,
+            post.sender_uid,
+            post.idempotency_key if offset == 0 else None,
+            post.broadcast,
+        )
+    return values
+
+
+def _insert(db: apsw.Connection, values: list[object]) -> None:
+    """Insert the rows whose values are strung together in *values*, and empty it."""
+    width = _VALUES.count("?")
+    start = 0
+    for size, statement in _INSERTS.items():
+        while len(values) - start >= size * width:
+            db.execute(statement, values[start : start + size * width])
+            start += size * width
+    values.clear()
+
+
+def _post_checked(db: apsw.Connection, post: Post) -> Posted | Refused:
+    if post.idempotency_key is not None:
+        first = db.execute(
+            "select id, body, in_reply_to, coalesce(thread_id, id), recipient, broadcast from messages"
+            " where sender = ? and idempotency_key = ?",
+            (post.sender, post.idempotency_key),
+        ).fetchone()
+        if first is not None:
+            message_id, body, in_reply_to, thread_id, recipient, broadcast = first
+            same_to = bool(broadcast) == post.broadcast and (broadcast or recipient == post.recipients[0])
+            if (body, in_reply_to) != (post.body, post.in_reply_to) or not same_to:
+                return Refused(
+                    ErrorCode.CONFLICT,
+                    f"cannot send: the idempotency key was used for another message, {message_id}",
+                    "idempotency_key",
+                )
+            return Posted(int(message_id), int(thread_id), new=False)
+    thread_id = None
+    if post.in_reply_to is not None:
+        parent = db.execute(
+            "select coalesce(thread_id, id), sender, recipient from messages where id = ?",
+            (post.in_reply_to,),
+        ).fetchone()
+        # The operator sees everything; an agent only what it wrote or got.
+        if parent is None or (post.sender != OPERATOR and post.sender not in parent[1:]):
+            return Refused(
+                ErrorCode.NOT_FOUND, f"cannot send: no message {post.in_reply_to} to reply to", "in_reply_to"
+            )
+        thread_id = int(parent[0])
+    _insert(db, _row_values(post, thread_id))
+    return Posted(post.first_id, thread_id or post.first_id, new=True)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def last_id(db: apsw.Connection) -> int:
+    """The highest id that was ever given, deleted rows included."""
+    highest = _number(db, "select coalesce(max(id), 0) from messages")
+    if _number(db, "select count(*) from sqlite_schema where name = 'sqlite_sequence'"):
+        given = _number(db, "select coalesce(max(seq), 0) from sqlite_sequence where name = 'messages'")
+        highest = max(highest, given)
+    return highest
+
+
+def count(db: apsw.Connection) -> int:
+    return _number(db, "select count(*) from messages")
+
+
+def flag_unacked(db: apsw.Connection) -> None:
+    """After an unclean end: what is not acked may have been handed out, whatever its row says."""
+    db.execute(
+        "update messages set redelivered = 1 where acked_at is null and redelivered = 0 and recipient != ?",
+        (OPERATOR,),
+    )
+
+
+def waiting_of(db: apsw.Connection, agent: str) -> tuple[int, list[int]]:
+    """Give how many messages *agent* has not acked, and the newest of them that were handed out to it."""
+    count = _number(db, "select count(*) from messages where recipient = ? and acked_at is null", agent)
+    handed_out = db.execute(
+        "select id from messages where recipient = ? and acked_at is null and delivered_at is not null"
+        " order by id limit 32",
+        (agent,),
+    )
+    return count, [int(message_id) for (message_id,) in handed_out]
+
+
+def load_window(
+    db: apsw.Connection, agent: str, above: int, leased: Iterable[int], limit: int, max_bytes: int
+) -> tuple[list[Message], bool]:
+    """Give *agent*'s oldest deliverable messages with ids above *above*, and whether these are all.
+
+    At most *limit* of them, and, after the first, not more than *max_bytes* of text.
+    """
+    found = _select(
+        db,
+        "recipient = ? and acked_at is null and id > ?"
+        " and id not in (select value from json_each(?)) order by id limit ?",
+        (agent, above, json.dumps(list(leased)), limit + 1),
+    )
+    messages: list[Message] = []
+    size = 0
+    for row in found:
+        size += len(row.body)
+        if len(messages) == limit or (messages and size > max_bytes):
+            return messages, False
+        messages.append(
+            as_handed_out(replace(row, redelivered=row.redelivered or row.delivered_at is not None))
+        )
+    return messages, True
+
+
+def as_handed_out(message: StoredMessage) -> Message:
+    return Message(
+        id=message.id,
+        sender=message.sender,
+        recipient=message.recipient,
+        body=message.body,
+        sent_at=message.sent_at,
+        in_reply_to=UNSET if message.in_reply_to is None else message.in_reply_to,
+        thread_id=message.thread_id,
+        redelivered=bool(message.redelivered),
+        broadcast=bool(message.broadcast),
+    )
+
+
+def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessage]:
+    """The oldest messages that *agent* has not acked."""
+    return _select(db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit))
+
+
+def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
+    """The newest messages to *recipient*, oldest first."""
+    return _select(db, "recipient = ? order by id desc limit ?", (recipient, limit))[::-1]
+
+
+def page(db: apsw.Connection, since: int | None, limit: int) -> list[StoredMessage]:
+    """Messages with ids above *since*, else the newest; oldest first."""
+    if since is None:
+        return _select(db, "true order by id desc limit ?", (limit,))[::-1]
+    return _select(db, "id > ? order by id limit ?", (since, limit))
+
+
+def chain(db: apsw.Connection, message_id: int) -> list[StoredMessage]:
+    """*message_id* and what it followed from, the first cause first; empty if there is no such message."""
+    found: list[StoredMessage] = []
+    seen: set[int] = set()
+    at: int | None = message_id
+    while at is not None and at not in seen and len(found) < MAX_CHAIN:
+        seen.add(at)
+        rows = _select(db, "id = ?", (at,))
+        found += rows
+        at = (rows[0].cause_id or rows[0].in_reply_to) if rows else None
+    return found[::-1]
+
+
+def _select(db: apsw.Connection, where: str, bindings: tuple[object, ...]) -> list[StoredMessage]:
+    rows: Iterable[Any] = db.execute(f"select {_COLUMNS} from messages where {where}", bindings)  # noqa: S608
+    return [StoredMessage(*row) for row in rows]
+
+
+def _number(db: apsw.Connection, sql: str, *bindings: str | int) -> int:
+    return int(cast("int", db.execute(sql, bindings).fetchall()[0][0]))
