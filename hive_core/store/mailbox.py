@@ -198,6 +198,10 @@ def _post_checked(db: apsw.Connection, post: Post) -> Posted | Refused:
     return Posted(post.first_id, thread_id or post.first_id, new=True)
 
 
+# Named, since the planner would rather walk messages_by_recipient through everything ever acked.
+_UNACKED: Final = "messages indexed by messages_waiting"
+
+
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -217,16 +221,17 @@ def count(db: apsw.Connection) -> int:
 def flag_unacked(db: apsw.Connection) -> None:
     """After an unclean end: what is not acked may have been handed out, whatever its row says."""
     db.execute(
-        "update messages set redelivered = 1 where acked_at is null and redelivered = 0 and recipient != ?",
+        f"update {_UNACKED} set redelivered = 1"  # noqa: S608
+        " where acked_at is null and redelivered = 0 and recipient != ?",
         (OPERATOR,),
     )
 
 
 def waiting_of(db: apsw.Connection, agent: str) -> tuple[int, list[int]]:
     """Give how many messages *agent* has not acked, and the newest of them that were handed out to it."""
-    count = _number(db, "select count(*) from messages where recipient = ? and acked_at is null", agent)
+    count = _number(db, f"select count(*) from {_UNACKED} where recipient = ? and acked_at is null", agent)
     handed_out = db.execute(
-        "select id from messages where recipient = ? and acked_at is null and delivered_at is not null"
+        f"select id from {_UNACKED} where recipient = ? and acked_at is null and delivered_at is not null"  # noqa: S608
         " order by id limit 32",
         (agent,),
     )
@@ -245,6 +250,7 @@ def load_window(
         "recipient = ? and acked_at is null and id > ?"
         " and id not in (select value from json_each(?)) order by id limit ?",
         (agent, above, json.dumps(list(leased)), limit + 1),
+        table=_UNACKED,
     )
     messages: list[Message] = []
     size = 0
@@ -274,7 +280,9 @@ def as_handed_out(message: StoredMessage) -> Message:
 
 def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessage]:
     """The oldest messages that *agent* has not acked."""
-    return _select(db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit))
+    return _select(
+        db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit), table=_UNACKED
+    )
 
 
 def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
@@ -302,8 +310,10 @@ def chain(db: apsw.Connection, message_id: int) -> list[StoredMessage]:
     return found[::-1]
 
 
-def _select(db: apsw.Connection, where: str, bindings: tuple[object, ...]) -> list[StoredMessage]:
-    rows: Iterable[Any] = db.execute(f"select {_COLUMNS} from messages where {where}", bindings)  # noqa: S608
+def _select(
+    db: apsw.Connection, where: str, bindings: tuple[object, ...], *, table: str = "messages"
+) -> list[StoredMessage]:
+    rows: Iterable[Any] = db.execute(f"select {_COLUMNS} from {table} where {where}", bindings)  # noqa: S608
     return [StoredMessage(*row) for row in rows]
 
 
