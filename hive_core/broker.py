@@ -224,8 +224,6 @@ class Broker:
         waiter = Waiter(limit, trio.current_time() + wait_s, Deferred(lambda: self._give_up(agent, waiter)))
         inbox.waiters.append(waiter)
         self._pump(agent)
-        if waiter.deadline < self._next_deadline and not waiter.deferred.done:
-            self._earlier_deadline.set()
         return waiter.deferred
 
     def ack(self, agent: str, ids: Iterable[int] | None) -> int:
@@ -262,6 +260,8 @@ class Broker:
             waiters.popleft().deferred.resolve(messages)
         if waiters and (box.paused or box.settled):
             self._answer_late(waiters)
+            if waiters and min(waiter.deadline for waiter in waiters) < self._next_deadline:
+                self._earlier_deadline.set()
         if box.needs_load():
             self._load(agent, inbox)
 
@@ -304,9 +304,12 @@ class Broker:
         task_status.started()
         while True:
             self._earlier_deadline = trio.Event()
-            parked = (waiter.deadline for inbox in self._inboxes.values() for waiter in inbox.waiters)
+            # One whose mailbox is being loaded is answered after that, late or not.
+            inboxes = [box for box in self._inboxes.values() if box.mailbox.paused or box.mailbox.settled]
+            parked = (waiter.deadline for inbox in inboxes for waiter in inbox.waiters)
             self._next_deadline = min(parked, default=math.inf)
             with trio.move_on_at(self._next_deadline):
                 await self._earlier_deadline.wait()
             for inbox in self._inboxes.values():
-                self._answer_late(inbox.waiters)
+                if inbox.mailbox.paused or inbox.mailbox.settled:
+                    self._answer_late(inbox.waiters)
