@@ -16,7 +16,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## two agents talk to each other; MESSAGE="…" says what to tell alice
-	@$(BIN)/python -m hive_core.demo --message '$(subst ','\'',$(value MESSAGE))'
+	@$(BIN)/python -m hive_core.cli.demo --message '$(subst ','\'',$(value MESSAGE))'
 
 run: $(VENV)/.installed ## a local hive in the foreground; HIVE_HOME=DIR says where
 	@$(BIN)/hive-core serve --local $(if $(HIVE_HOME),--home '$(HIVE_HOME)')

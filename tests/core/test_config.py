@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hive_core.config import Config, ConfigError, default_home, flatten, load_config
+from hive_core.daemon import LiveConfig
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "hive.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_everything_is_a_default() -> None:
+    config, origins = load_config(None, {})
+    assert config == Config()
+    assert set(origins.values()) == {"default"}
+    assert origins.keys() == flatten(config).keys()
+
+
+def test_each_value_knows_where_it_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path, 'domain = "hive.local"\n[machines]\nrestart_limit = 9\n')
+    config, origins = load_config(path, {"home": "/somewhere"})
+    assert (config.domain, config.machines.restart_limit, config.home) == ("hive.local", 9, "/somewhere")
+    assert origins["domain"] == origins["machines.restart_limit"] == str(path)
+    assert origins["home"] == "command line"
+    assert origins["log_level"] == "default"
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config, _ = load_config(write(tmp_path, 'home = "/a"'), {"home": "/b"})
+    assert config.home == "/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('domian = "x"', "unknown key 'domian'; did you mean 'domain'"),
+        (
+            "[machines]\nrestart_limits = 3",
+            "unknown key 'machines.restart_limits'; did you mean 'machines.restart_limit'",
+        ),
+        ("restart_limit = 3", "unknown key 'restart_limit'; did you mean 'machines.restart_limit'"),
+        ("[machine]\nrestart_limit = 3", "unknown key 'machine'"),
+        ("[machines]\nrestart_limit = 0", r"Expected `int` >= 1 - at `\$.machines.restart_limit`"),
+        ('[machines]\nstop_grace_s = "soon"', r"Expected `float`, got `str` - at `\$.machines.stop_grace_s`"),
+        ('log_level = "loud"', r"Invalid enum value 'loud' - at `\$.log_level`"),
+        ("domain = ", "cannot read .*hive.toml: "),
+        ("harness = 3", "harness"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_the_key(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(write(tmp_path, text), {})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nothing\.toml: No such file"):
+        load_config(tmp_path / "nothing.toml", {})
+
+
+def test_the_default_home_follows_xdg() -> None:
+    assert default_home({"XDG_STATE_HOME": "/x"}) == Path("/x/hyperhive")
+    assert default_home({}) == Path.home() / ".local/state/hyperhive"
+
+
+def test_a_reload_takes_what_can_be_taken_and_keeps_what_needs_a_restart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fresh = Config(home="/new", domain="new.local", drain_s=9.0)
+    live = LiveConfig(Config(home="/old", domain="old.local"), lambda: fresh)
+    live.reload()
+    assert live() == msgspec.structs.replace(fresh, home="/old")
+    assert "home needs a restart" in caplog.text
+
+
+def test_a_reload_of_a_wrong_file_keeps_the_old_one(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Config:
+        raise ConfigError("cannot use hive.toml: unknown key 'x'")
+
+    live = LiveConfig(Config(domain="old.local"), broken)
+    live.reload()
+    assert live().domain == "old.local"
+    assert "unknown key 'x'" in caplog.text
