@@ -62,7 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     machines: Machines = Machines()
 
 
-NEEDS_RESTART: Final = frozenset({"home", "run_dir", "state_dir", "admin_group"})
+NEEDS_RESTART: Final = frozenset({"home", "run_dir", "state_dir", "admin_group", "drain_s"})
 """Keys that SIGHUP does not change."""
 
 

@@ -18,7 +18,7 @@ from hive_core.handlers.deps import Deps
 from hive_core.host import agent_files
 from hive_core.host.local import LocalMachines
 from hive_core.host.process import CommandError
-from hive_core.host.sockets import bind_unix, find_group, only_daemon
+from hive_core.host.sockets import bind_unix, only_daemon, usable_group
 from hive_core.host.systemd import Notifier
 from hive_core.layout import Layout
 from hive_core.serve import host_socket
@@ -112,11 +112,13 @@ async def _running_hive(
         broker.unregister(name)
         feed.forget(name)
 
-    async def purge(name: str) -> None:
+    async def purge(name: str) -> bool:
         try:
             await agent_files.remove(layout.agent(name).base)
         except (CommandError, OSError, trio.TooSlowError) as error:
-            log.error("State of %s cannot be deleted: %s", name, error)
+            log.error("State of %s cannot be deleted, the next start tries again: %s", name, error)
+            return False
+        return True
 
     async def quiesce(name: str) -> None:
         try:
@@ -130,7 +132,7 @@ async def _running_hive(
 
     hooks = Hooks(appear, vanish, purge, quiesce, pause, feed.changed)
     supervisor = Supervisor(store, machines, hooks, config)
-    group = find_group(config().admin_group)
+    group = usable_group(config().admin_group)
     deps = Deps(
         broker=broker,
         supervisor=supervisor,

@@ -31,6 +31,10 @@ class Overtaken(Exception):
     """The reader was too slow: what it would get next is no longer in the ring."""
 
 
+class Ended(Exception):
+    """Nothing will come any more."""
+
+
 class Ring(Generic[T]):
     """The newest items, in order.  A place is the number of an item, counted from 0."""
 
@@ -38,6 +42,7 @@ class Ring(Generic[T]):
         self._items: deque[tuple[T, int]] = deque()
         self._max_items, self._max_bytes = max_items, max_bytes
         self._bytes = 0
+        self._ended = False
         self._readers = trio.lowlevel.ParkingLot()
         self.end = 0
         """The place of the item that comes next."""
@@ -54,6 +59,10 @@ class Ring(Generic[T]):
             self._bytes -= self._items.popleft()[1]
         self._readers.unpark_all()
 
+    def end_here(self) -> None:
+        self._ended = True
+        self._readers.unpark_all()
+
     def clear(self) -> None:
         self._items.clear()
         self._bytes = 0
@@ -66,8 +75,11 @@ class Ring(Generic[T]):
 
         Raises:
             Overtaken: some of them are gone.
+            Ended: nothing comes any more.
         """
         while place >= self.end:
+            if self._ended:
+                raise Ended
             await self._readers.park()
         if place < self.begin:
             raise Overtaken
@@ -148,11 +160,15 @@ class Feed:
 
     def disconnected(self, agent: str) -> None:
         """What the harness said about itself no longer holds."""
-        self._channel(agent).snapshot = None
-        self.changed(agent)
+        if agent in self._channels:
+            self._channels[agent].snapshot = None
+            self.changed(agent)
 
     def forget(self, agent: str) -> None:
-        self._channels.pop(agent, None)
+        """*agent* is gone; whoever follows its events is told."""
+        channel = self._channels.pop(agent, None)
+        if channel is not None:
+            channel.ring.end_here()
         self.changed(agent)
 
     def _channel(self, agent: str) -> _Channel:

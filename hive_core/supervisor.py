@@ -69,8 +69,8 @@ class Hooks:
     """Give it a mailbox and a socket: name, paused."""
     vanish: Callable[[str], Awaitable[None]]
     """Take them away."""
-    purge: Callable[[str], Awaitable[None]]
-    """Delete its state."""
+    purge: Callable[[str], Awaitable[bool]]
+    """Delete its state; say whether that went well."""
     quiesce: Callable[[str], Awaitable[None]]
     """Let its running turn end and begin no other; returns when that is so, or it cannot be asked."""
     pause: Callable[[str, bool], None]
@@ -140,8 +140,14 @@ class Supervisor:
                 raise Refused(ErrorCode.CONFLICT, f"cannot spawn {name}: it {state}", "exists")
             now = self._wall_clock()
             await self._store.write(agents.create, name, now)
+            try:
+                await self._take_up(AgentRow(name, Wanted.RUNNING, False, now, None, None, None))
+            except OSError as error:
+                del self._agents[name]
+                await self._hooks.vanish(name)
+                await self._store.write(agents.want, name, Wanted.GONE, now)
+                raise Refused(ErrorCode.UNAVAILABLE, f"cannot spawn {name}: {error}") from None
             log.info("Agent spawned agent=%s", name)
-            await self._take_up(AgentRow(name, Wanted.RUNNING, False, now, None, None, None))
 
     async def start(self, name: str) -> None:
         """Want *name* to run; one that has failed is tried again."""
@@ -222,6 +228,7 @@ class Supervisor:
                     nursery.start_soon(self._end, machine)
 
     async def _take_up(self, row: AgentRow) -> None:
+        # Known before its socket is: a harness that is adopted connects as soon as there is one.
         agent = self._agents[row.name] = Agent(row, self._machines.find(row.name))
         await self._hooks.appear(row.name, row.paused)
         if agent.machine is not None:
@@ -328,8 +335,7 @@ class Supervisor:
         name = agent.row.name
         async with self._shape:
             await self._hooks.vanish(name)
-            if agent.row.wanted is Wanted.PURGED:
-                await self._hooks.purge(name)
+            if agent.row.wanted is Wanted.PURGED and await self._hooks.purge(name):
                 await self._store.write(agents.forget, name)
             del self._agents[name]
         log.info("Agent destroyed agent=%s", name)

@@ -7,12 +7,13 @@ from typing import Final
 import trio
 
 from hive_core.domain.event import Event
-from hive_core.feed import AgentEvent, Overtaken, Ring, RowChanged
+from hive_core.feed import AgentEvent, Ended, Overtaken, Ring, RowChanged
 from hive_core.handlers.deps import CutOff, Deps, Emit, Peer
 from hive_core.handlers.rows import agent_row, event_row, message_row
 from hive_core.host import agent_files
 from hive_core.host.process import CommandError
 from hive_core.wire import agent, host
+from hive_core.wire.errors import ErrorCode, Refused
 
 PAGE_EVENTS: Final = 500
 LOG_POLL_S: Final = 0.25
@@ -46,6 +47,8 @@ async def follow_events(deps: Deps, _peer: Peer, request: host.Events, emit: Emi
             items = await ring.after(place)
         except Overtaken:
             raise CutOff(follower.last_id) from None
+        except Ended:
+            raise Refused(ErrorCode.NOT_FOUND, f"cannot go on: {request.agent} was destroyed") from None
         place += len(items)
         for event in items:
             if follower.misses_before(event):
@@ -96,6 +99,7 @@ async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -
         if lines:
             await emit(host.LogsReply(lines=lines))
         await trio.sleep(LOG_POLL_S)
+        deps.supervisor.agent(request.agent)
         lines, offset = await trio.to_thread.run_sync(deps.logs.read_log_after, request.agent, offset)
 
 

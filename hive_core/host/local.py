@@ -41,9 +41,9 @@ class LocalMachine:
         """Wait until it has ended, and say how.  Once."""
         await trio.lowlevel.wait_readable(self._pidfd)
         os.close(self._pidfd)
-        status = self._child.wait() if self._child else None
-        # What it left behind in its session goes with it.
+        # What it left behind in its session goes with it; before it is reaped, its pid is nobody else's.
         self._signal_group(signal.SIGKILL)
+        status = self._child.wait() if self._child else None
         return process.describe_exit(status)
 
     def terminate(self) -> None:

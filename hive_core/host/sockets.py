@@ -47,12 +47,13 @@ def bind_unix(path: Path, *, mode: int, gid: int | None = None) -> socket.socket
     return listener
 
 
-def find_group(name: str) -> int | None:
-    """Give the gid of group *name*, or None where there is no such group."""
+def usable_group(name: str) -> int | None:
+    """Give the gid of group *name*, or None if there is no such group or we may not give files to it."""
     try:
-        return grp.getgrnam(name).gr_gid
+        gid = grp.getgrnam(name).gr_gid
     except KeyError:
         return None
+    return gid if os.geteuid() == 0 or gid in {os.getegid(), *os.getgroups()} else None
 
 
 @contextmanager

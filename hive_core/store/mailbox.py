@@ -231,7 +231,8 @@ def waiting_of(db: apsw.Connection, agent: str) -> tuple[int, list[int]]:
     """Give how many messages *agent* has not acked, and the newest of them that were handed out to it."""
     count = _number(db, f"select count(*) from {_UNACKED} where recipient = ? and acked_at is null", agent)
     handed_out = db.execute(
-        f"select id from {_UNACKED} where recipient = ? and acked_at is null and delivered_at is not null"  # noqa: S608
+        f"select id from {_UNACKED} where recipient = ?"  # noqa: S608
+        " and acked_at is null and delivered_at is not null"
         " order by id limit 32",
         (agent,),
     )

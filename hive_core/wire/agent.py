@@ -214,7 +214,7 @@ class SetModel(Request, frozen=True, kw_only=True, tag="set_model"):
 
 
 class SetPaused(Request, frozen=True, kw_only=True, tag="set_paused"):
-    """Item of the control stream, and its first: whether the operator has paused this agent."""
+    """Item of the control stream: whether the operator has paused this agent.  The stream begins with one."""
 
     id: int
     paused: bool

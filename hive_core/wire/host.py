@@ -36,10 +36,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """The answer is no, or something broke."""
 
-    error: str
-    code: str
     version: int = HOST_VERSION
     ok: bool = False
+    error: str
+    code: str
     reason: str | UnsetType = UNSET
     last_id: int | UnsetType = UNSET
     """Where a reader that was cut off may take up again."""

@@ -23,23 +23,35 @@ MAX_OUT_BYTES: Final = 4 * 2**20
 """What may wait in one connection's out-buffer before the connection is dropped."""
 
 MAX_OPEN_CALLS: Final = 64
+"""Calls and streams that are open at once, per connection of an agent."""
+
 MAX_OPEN_STREAMS: Final = 8
-"""Per connection of an agent."""
+"""Streams among them."""
 
 MAX_BODY_BYTES: Final = 64 * 2**10
 """A message body in UTF-8.  A bigger text belongs in a file whose path is sent."""
 
 MAX_RECV_SECONDS: Final = 180.0
+"""A recv that wants to wait longer waits this long."""
+
 MAX_RECV_MESSAGES: Final = 32
+"""Messages leased by one recv."""
 
 MAX_ROWS: Final = 1000
 """Rows in one answer of inbox, messages, recent, events."""
 
 MAX_STATUS_CHARS: Final = 200
+"""What an agent shows on its row."""
+
 MAX_LABEL_CHARS: Final = 64
+"""Names of sources, kinds of events, models: one line without control characters."""
+
 MAX_KEY_CHARS: Final = 200
+"""An idempotency key."""
 
 MAX_PUBLISH_EVENTS: Final = 64
+"""Events in one publish."""
+
 MAX_EVENT_BYTES: Final = 256 * 2**10
 """One event's payload as JSON.  The harness cuts longer strings and says so in the payload."""
 
@@ -47,3 +59,4 @@ MAX_EVENT_DEPTH: Final = 100
 """Nesting of one event's payload.  The encoders recurse, and Python's own limit is 1000 frames in all."""
 
 MAX_LOG_LINES: Final = 1000
+"""Lines in one answer of logs."""

@@ -60,7 +60,8 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        """Nothing more can be sent: it was closed here, or the peer is gone."""
+        return self._closed or self._deaf
 
     @property
     def waiting_bytes(self) -> int:

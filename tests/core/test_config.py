@@ -72,7 +72,7 @@ def test_a_reload_takes_what_can_be_taken_and_keeps_what_needs_a_restart(
     fresh = Config(home="/new", domain="new.local", drain_s=9.0)
     live = LiveConfig(Config(home="/old", domain="old.local"), lambda: fresh)
     live.reload()
-    assert live() == msgspec.structs.replace(fresh, home="/old")
+    assert live() == msgspec.structs.replace(fresh, home="/old", drain_s=Config().drain_s)
     assert "home needs a restart" in caplog.text
 
 

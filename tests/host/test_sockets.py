@@ -1,3 +1,4 @@
+import grp
 import os
 import socket
 import stat
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hive_core.host.sockets import AlreadyServed, bind_unix, find_group, only_daemon
+from hive_core.host.sockets import AlreadyServed, bind_unix, only_daemon, usable_group
 from hive_core.wire.stream import connect
 
 
@@ -52,5 +53,5 @@ def test_the_second_daemon_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_missing_is_none() -> None:
-    assert find_group("no-such-group-here") is None
-    assert find_group("root") == 0
+    assert usable_group("no-such-group-here") is None
+    assert usable_group(grp.getgrgid(os.getegid()).gr_name) == os.getegid()
