@@ -105,7 +105,7 @@ class _Channel:
     def __init__(self) -> None:
         self.ring: Ring[Event] = Ring(EVENTS_PER_AGENT, EVENT_BYTES_PER_AGENT)
         self.last_id = 0
-        self.rebooted = False
+        self.last_ts = 0.0
         self.snapshot: wire.Snapshot | None = None
 
 
@@ -132,15 +132,13 @@ class Feed:
         """
         shown = [_shown(event) for event in events]
         channel = self._channel(agent)
-        if shown and channel.rebooted:
-            # A harness whose event file was lost counts from 1 again.
-            channel.rebooted = False
-            if shown[0].id <= channel.last_id and shown[-1].id < channel.last_id:
-                channel.ring.clear()
-                channel.last_id = 0
+        if shown and shown[0].id <= channel.last_id and shown[0].ts > channel.last_ts:
+            # Not a repeat, but a harness whose event file was lost: it counts from 1 again.
+            channel.ring.clear()
+            channel.last_id = 0
         for event in shown:
             if event.id > channel.last_id:
-                channel.last_id = event.id
+                channel.last_id, channel.last_ts = event.id, event.ts
                 channel.ring.append(event, len(event.payload))
                 self.everything.append(AgentEvent(agent, event), len(event.payload))
         if now is not None and now != channel.snapshot:
@@ -153,10 +151,6 @@ class Feed:
     def changed(self, agent: str) -> None:
         """Something on the row of *agent* is different."""
         self.everything.append(RowChanged(agent), 0)
-
-    def booted(self, agent: str) -> None:
-        """A new harness of *agent* has begun."""
-        self._channel(agent).rebooted = True
 
     def disconnected(self, agent: str) -> None:
         """What the harness said about itself no longer holds."""

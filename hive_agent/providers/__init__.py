@@ -1,0 +1,13 @@
+"""The providers there are.  A new one is one module and one line here."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from hive_agent.providers.base import BadProvider, Provider, TurnPrompt, TurnResult
+from hive_agent.providers.scripted import Scripted
+
+PROVIDERS: Final[Mapping[str, type[Provider]]] = {
+    Scripted.name: Scripted,
+}
+
+__all__ = ["PROVIDERS", "BadProvider", "Provider", "TurnPrompt", "TurnResult"]

@@ -69,7 +69,6 @@ def ack_turn(deps: Deps, peer: Peer, request: agent.AckTurn) -> agent.Acked:
 
 
 def requeue_inflight(deps: Deps, peer: Peer, _request: agent.RequeueInflight) -> agent.Requeued:
-    deps.feed.booted(peer.name)
     return agent.Requeued(requeued=deps.broker.requeue(peer.name))
 
 

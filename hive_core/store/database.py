@@ -11,8 +11,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -245,7 +245,7 @@ class Store(Generic[Op]):
 
     def _commit(self, puts: list[_Put[Op]]) -> list[Callable[[], None]]:
         try:
-            with self._db as db:
+            with _transaction(self._db) as db:
                 outcomes = self._apply(db, [put.op for put in puts])
         except apsw.Error as error:
             self._say_trouble(error)
@@ -267,7 +267,7 @@ class Store(Generic[Op]):
 
     def _perform(self, job: _Job[object]) -> Callable[[], None]:
         try:
-            with self._db as db:
+            with _transaction(self._db) as db:
                 result = job.run(db)
         except apsw.Error as error:
             self._say_trouble(error)
@@ -325,6 +325,23 @@ async def open_store(
         yield store
     finally:
         await store.close()
+
+
+@contextmanager
+def _transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
+    """Commit what the block does, or nothing of it.
+
+    Not apsw's ``with db``: that keeps the GIL while it commits, and the event loop stood still for as
+    long as the disk took.
+    """
+    db.execute("begin immediate")
+    try:
+        yield db
+        db.execute("commit")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise
 
 
 def _open(path: Path, *, read_only: bool = False) -> apsw.Connection:

@@ -228,12 +228,11 @@ def flag_unacked(db: apsw.Connection) -> None:
 
 
 def waiting_of(db: apsw.Connection, agent: str) -> tuple[int, list[int]]:
-    """Give how many messages *agent* has not acked, and the newest of them that were handed out to it."""
-    count = _number(db, f"select count(*) from {_UNACKED} where recipient = ? and acked_at is null", agent)
+    """Give how many messages *agent* has not acked, and which of them were handed out to it, at most 32."""
+    waiting = f"{_UNACKED} where recipient = ? and acked_at is null"
+    count = _number(db, f"select count(*) from {waiting}", agent)  # noqa: S608
     handed_out = db.execute(
-        f"select id from {_UNACKED} where recipient = ?"  # noqa: S608
-        " and acked_at is null and delivered_at is not null"
-        " order by id limit 32",
+        f"select id from {waiting} and delivered_at is not null order by id limit 32",  # noqa: S608
         (agent,),
     )
     return count, [int(message_id) for (message_id,) in handed_out]

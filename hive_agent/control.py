@@ -1,0 +1,120 @@
+"""Carries out what the daemon orders: one stream of commands for as long as a connection lasts."""
+
+import logging
+from typing import Final
+
+import msgspec
+import trio
+
+from hive_agent.link import ask
+from hive_agent.model import BadModel, ModelChoice
+from hive_agent.turn import TurnLoop
+from hive_core.wire.agent import (
+    CancelTurn,
+    Command,
+    ControlDone,
+    Done,
+    NewSession,
+    Quiesce,
+    SetModel,
+    SetPaused,
+    SubscribeControl,
+    decode_command,
+)
+from hive_core.wire.envelope import DECODE_ERRORS
+from hive_core.wire.errors import Refused
+from hive_core.wire.stream import Caller
+
+log = logging.getLogger(__name__)
+
+RESUBSCRIBE_S: Final = 5.0
+"""After the daemon ended the stream: another harness may have taken it."""
+
+
+class _Numbered(msgspec.Struct):
+    """As much of a command as can be read when it is not known."""
+
+    id: int
+    type: str = "?"
+
+
+class Control:
+    def __init__(self, turns: TurnLoop, model: ModelChoice) -> None:
+        self._turns = turns
+        self._model = model
+
+    async def run(self, caller: Caller) -> None:
+        """Hold the control stream over one connection.
+
+        Raises:
+            Disconnected: the connection ended.
+        """
+        while True:
+            async with trio.open_nursery() as nursery:
+                try:
+                    async with caller.stream(SubscribeControl()) as items:
+                        async for item in items:
+                            await self._obey(caller, item, nursery)
+                    log.info("Control stream ended by the daemon")
+                except Refused as refusal:
+                    log.warning("Control stream refused: %s", refusal.text)
+                nursery.cancel_scope.cancel()
+            await trio.sleep(RESUBSCRIBE_S)
+
+    async def _obey(self, caller: Caller, item: msgspec.Raw, nursery: trio.Nursery) -> None:
+        try:
+            command = decode_command(item)
+        except DECODE_ERRORS as error:
+            await _refuse_unknown(caller, item, str(error))
+            return
+        if isinstance(command, Quiesce):
+            # It waits for a turn, which another command may have to cancel.
+            nursery.start_soon(self._quiesce, caller, command.id)
+            return
+        ok, text = self._carry_out(command)
+        # The state that every stream begins with is no order.
+        if command.id != 0:
+            await _answer(caller, ControlDone(id=command.id, ok=ok, text=text))
+
+    def _carry_out(self, command: Command) -> tuple[bool, str]:
+        match command:
+            case CancelTurn():
+                message_id = self._turns.cancel_turn()
+                if message_id is None:
+                    return False, "cannot cancel the turn: none is running"
+                return True, f"cancelled the turn over message {message_id}"
+            case NewSession():
+                self._turns.begin_new_session()
+                return True, "the next turn begins a new session"
+            case SetModel(model=model):
+                try:
+                    self._model.choose(model)
+                except BadModel as error:
+                    return False, str(error)
+                return True, f"model {model} from the next turn on"
+            case SetPaused(paused=paused):
+                self._turns.set_paused(paused)
+                return True, "paused" if paused else "resumed"
+            case Quiesce():
+                raise AssertionError("it has its own task")
+
+    async def _quiesce(self, caller: Caller, command_id: int) -> None:
+        await self._turns.quiesce()
+        await _answer(caller, ControlDone(id=command_id, ok=True, text="nothing is in hand"))
+
+
+async def _refuse_unknown(caller: Caller, item: msgspec.Raw, why: str) -> None:
+    log.warning("Command not known: %s", why)
+    try:
+        command = msgspec.msgpack.decode(item, type=_Numbered)
+    except DECODE_ERRORS:
+        return
+    text = f"cannot carry out {command.type[:64]!r}: {why}"
+    await _answer(caller, ControlDone(id=command.id, ok=False, text=text))
+
+
+async def _answer(caller: Caller, done: ControlDone) -> None:
+    try:
+        await ask(caller, done, Done)
+    except Refused as refusal:
+        log.info("Command answer refused command=%d: %s", done.id, refusal.text)

@@ -1,0 +1,29 @@
+"""The text that wakes a model: who wrote what, and what it should know about it."""
+
+from msgspec import UNSET
+
+from hive_core.wire.agent import Message
+from hive_core.wire.limits import MAX_RECV_MESSAGES
+
+
+def render_wake_prompt(message: Message, unread: int) -> str:
+    heading = f"Message {message.id} from {message.sender}"
+    if message.in_reply_to is not UNSET:
+        heading += f", in reply to message {message.in_reply_to}"
+    return "\n".join([heading + ":", "", message.body, *(f"\n({hint})" for hint in _hints(message, unread))])
+
+
+def _hints(message: Message, unread: int) -> list[str]:
+    hints = []
+    if message.redelivered:
+        hints.append(
+            "This message was handed out before: it may already have been handled. "
+            "Check before you do anything a second time."
+        )
+    if message.broadcast:
+        hints.append("This message went to everyone: no action may be needed.")
+    if unread > 0:
+        drain = f"recv(max={min(unread, MAX_RECV_MESSAGES)})"
+        plural = "message is" if unread == 1 else "messages are"
+        hints.append(f"{unread} more {plural} pending: {drain} hands them out now, or they come one by one.")
+    return hints

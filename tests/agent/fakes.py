@@ -1,0 +1,138 @@
+"""Parts of the harness that do what a test says, in exact time."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+import msgspec
+import trio
+
+from hive_agent.config import Config
+from hive_agent.events import Emit
+from hive_agent.providers import TurnPrompt, TurnResult
+from hive_agent.tools import Tools
+from hive_core.wire import agent as wire
+from hive_core.wire.errors import Refused
+
+OK = TurnResult(ok=True)
+FAILED = TurnResult(ok=False, note="told to fail")
+
+
+def message(
+    message_id: int = 1, body: str = "hello", sender: str = "operator", **fields: Any
+) -> wire.Message:
+    return wire.Message(id=message_id, sender=sender, recipient="alice", body=body, sent_at=1.0, **fields)
+
+
+class FakeLink:
+    """A mailbox with leases and no wire.  What was asked stands in `asked`, with the time."""
+
+    def __init__(self, *messages: wire.Message) -> None:
+        self.epoch = 1
+        self.asked: list[tuple[float, Any]] = []
+        self.waiting = list(messages)
+        self.leased: list[wire.Message] = []
+        self.answers: dict[type, list[Exception | msgspec.Struct]] = {}
+        """What to answer next to a request of this type, instead of the right thing."""
+        self._arrived = trio.Event()
+
+    @property
+    def names(self) -> list[str]:
+        """The tags of the requests that touch the mailbox, in order."""
+        tags = [request.__struct_config__.tag for _, request in self.asked]
+        return [tag for tag in tags if tag != "inbox_status"]
+
+    def times_of(self, kind: type) -> list[float]:
+        return [asked_at for asked_at, request in self.asked if isinstance(request, kind)]
+
+    def requests_of(self, kind: type) -> list[Any]:
+        return [request for _, request in self.asked if isinstance(request, kind)]
+
+    def deliver(self, message: wire.Message) -> None:
+        self.waiting.append(message)
+        self._arrived.set()
+        self._arrived = trio.Event()
+
+    async def call(self, request: msgspec.Struct, result_type: type[Any]) -> Any:
+        self.asked.append((trio.current_time(), request))
+        await trio.lowlevel.checkpoint()
+        if self.answers.get(type(request)):
+            answer = self.answers[type(request)].pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        match request:
+            case wire.Recv(wait_seconds=seconds):
+                with trio.move_on_after(seconds or 0):
+                    while not self.waiting:
+                        await self._arrived.wait()
+                    self.leased.append(self.waiting.pop(0))
+                    return wire.Messages(messages=[self.leased[-1]])
+                return wire.Messages(messages=[])
+            case wire.AckTurn(ids=ids):
+                self.leased = [leased for leased in self.leased if leased.id not in (ids or [])]
+                return wire.Acked(acked=1)
+            case wire.RequeueInflight():
+                back = [msgspec.structs.replace(leased, redelivered=True) for leased in self.leased]
+                self.waiting, self.leased = back + self.waiting, []
+                return wire.Requeued(requeued=len(back))
+            case wire.InboxStatus():
+                return wire.Unread(unread=len(self.waiting))
+            case wire.Send():
+                return wire.Sent(id=100 + len(self.asked))
+        raise AssertionError(request)
+
+
+Turn = Callable[[TurnPrompt, Tools, Emit], Awaitable[TurnResult]]
+
+
+class FakeProvider:
+    """Ends each turn as the test says, by a result, an exception or a function; the last one for ever."""
+
+    name: ClassVar[str] = "fake"
+    default_model: ClassVar[str] = "fake-1"
+
+    def __init__(self, *turns: TurnResult | Exception | Turn) -> None:
+        self._turns = list(turns) or [OK]
+        self.prompts: list[TurnPrompt] = []
+        self.times: list[float] = []
+
+    @classmethod
+    def open(cls, config: Config) -> "FakeProvider":
+        return cls()
+
+    async def run_turn(self, prompt: TurnPrompt, tools: Tools, emit: Emit) -> TurnResult:
+        self.prompts.append(prompt)
+        self.times.append(trio.current_time())
+        turn = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
+        if isinstance(turn, Exception):
+            raise turn
+        if isinstance(turn, TurnResult):
+            return turn
+        return await turn(prompt, tools, emit)
+
+
+class Emitted:
+    """Takes events and keeps them."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
+        self.events.append((kind, payload))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [payload for emitted, payload in self.events if emitted == kind]
+
+
+class FakeTools:
+    """Takes what a turn sends, except to those in *refused*."""
+
+    def __init__(self, refused: dict[str, Refused] | None = None) -> None:
+        self.sent: list[tuple[str, str, int | None]] = []
+        self._refused = refused or {}
+
+    async def send(self, to: str, body: str, in_reply_to: int | None = None) -> int:
+        if to in self._refused:
+            raise self._refused[to]
+        self.sent.append((to, body, in_reply_to))
+        return 40 + len(self.sent)

@@ -1,0 +1,28 @@
+from hive_agent.prompt import render_wake_prompt
+
+from .fakes import message
+
+
+def test_a_plain_message_is_its_source_and_its_body() -> None:
+    assert render_wake_prompt(message(7, "hi\nthere", "bob"), 0) == "Message 7 from bob:\n\nhi\nthere"
+
+
+def test_an_answer_names_the_question() -> None:
+    assert render_wake_prompt(message(7, "hi", "bob", in_reply_to=3), 0).startswith(
+        "Message 7 from bob, in reply to message 3:"
+    )
+
+
+def test_more_that_waits_comes_with_the_way_to_get_it() -> None:
+    assert render_wake_prompt(message(), 1).endswith(
+        "(1 more message is pending: recv(max=1) hands them out now, or they come one by one.)"
+    )
+    assert "40 more messages are pending: recv(max=32)" in render_wake_prompt(message(), 40)
+
+
+def test_what_may_have_been_handled_says_so() -> None:
+    assert "may already have been handled" in render_wake_prompt(message(redelivered=True), 0)
+
+
+def test_a_broadcast_may_need_nothing() -> None:
+    assert "no action may be needed" in render_wake_prompt(message(broadcast=True), 0)

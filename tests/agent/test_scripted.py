@@ -1,0 +1,273 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hive_agent.config import Config
+from hive_agent.providers import BadProvider, TurnPrompt, TurnResult
+from hive_agent.providers.directives import Ask, Directive, Fail, Say, Sleep, parse_directives
+from hive_agent.providers.scripted import Scripted, render_digest
+from hive_core.wire import agent as wire
+from hive_core.wire.errors import ErrorCode, Refused
+
+from .fakes import OK, Emitted, FakeTools, message
+
+NO_CAROL = Refused(ErrorCode.NOT_FOUND, "cannot send:\nno agent is named carol")
+
+
+class Played:
+    def __init__(self, provider: Scripted | None = None, refused: dict[str, Refused] | None = None) -> None:
+        self.provider = provider or Scripted()
+        self.tools = FakeTools(refused)
+        self.emitted = Emitted()
+
+    async def turn(self, message: wire.Message) -> TurnResult:
+        prompt = TurnPrompt(text="", message=message, unread=0, model="scripted")
+        return await self.provider.run_turn(prompt, self.tools, self.emitted)  # type: ignore[arg-type]
+
+    @property
+    def sent(self) -> list[tuple[str, str, int | None]]:
+        return self.tools.sent
+
+    @property
+    def content(self) -> list[dict[str, Any]]:
+        return [part for event in self.emitted.of("stream") for part in event["message"]["content"]]
+
+
+# ── directives ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("body", "directives"),
+    [
+        ("say bob: hello there", [Say("bob", "hello there")]),
+        ("  say bob :hello\r\n", [Say("bob", "hello")]),
+        ("Say operator: a: b", [Say("operator", "a: b")]),
+        ("say *: all hands", [Say("*", "all hands")]),
+        ("say Bob_1: hi", [Say("Bob_1", "hi")]),
+        ("ask operator: may I?", [Ask("may I?")]),
+        ("sleep 2", [Sleep(2.0)]),
+        ("sleep 0.5s", [Sleep(0.5)]),
+        ("sleep 999999", [Sleep(300.0)]),
+        ("fail", [Fail("told to fail")]),
+        ("fail: no disk", [Fail("no disk")]),
+        ("fail:", [Fail("told to fail")]),
+        ("say bob: one\nchatter\n\nsleep 1\nfail", [Say("bob", "one"), Sleep(1.0), Fail("told to fail")]),
+        ("say bob:", []),
+        ("say it again: please", []),
+        ("sleep well", []),
+        ("sleep -1", []),
+        ("sleep 1e9", []),
+        ("failure is no option", []),
+        ("please say bob: hello", []),
+        ("ask bob: may I?", []),
+        ("", []),
+    ],
+)
+def test_directives_are_whole_lines(body: str, directives: list[Directive]) -> None:
+    assert parse_directives(body) == directives
+
+
+async def test_directives_are_carried_out_in_order_and_reported_to_the_sender(
+    autojump_clock: MockClock,
+) -> None:
+    played = Played()
+
+    result = await played.turn(message(7, "say bob: one two three\nsleep 2\nask operator: may I?\nsay *: hi"))
+
+    assert result == OK
+    assert trio.current_time() == 2
+    report = "done: told bob 3 words; slept 2 s; asked the operator 2 words; told everyone 1 word"
+    assert played.sent == [
+        ("bob", "one two three", None),
+        ("operator", "may I?", None),
+        ("*", "hi", None),
+        ("operator", report, 7),
+    ]
+
+
+async def test_a_failing_line_ends_the_turn_and_answers_nobody() -> None:
+    played = Played()
+
+    result = await played.turn(message(7, "say bob: one\nfail: no disk\nsay bob: two"))
+
+    assert result == TurnResult(ok=False, note="no disk")
+    assert played.sent == [("bob", "one", None)]
+
+
+async def test_a_refused_send_is_told_to_the_sender_and_does_not_fail_the_turn() -> None:
+    played = Played(refused={"carol": NO_CAROL})
+
+    result = await played.turn(message(7, "say carol: hi\nsay bob: hi"))
+
+    problem = "could not tell carol: cannot send: no agent is named carol"
+    assert result == TurnResult(ok=True, note=problem)
+    assert played.sent[-1] == ("operator", f"done: {problem}; told bob 1 word", 7)
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_plain_text_is_answered_with_a_digest() -> None:
+    played = Played()
+
+    await played.turn(message(7, "please count the words of this sentence"))
+
+    digest = 'read 7 words from operator: "please count the words of this sentence" (sha256 {})'
+    assert played.sent == [("operator", digest.format("64ecf0f0"), 7)]
+
+
+def test_a_digest_is_one_short_line_whatever_was_said() -> None:
+    digest = render_digest(message(1, "very long\nlines " * 3000, "bob"))
+
+    assert len(digest) < 150
+    assert "\n" not in digest
+    assert digest.startswith('read 9000 words from bob: "very long lines very')
+
+
+@pytest.mark.parametrize(
+    ("sender", "fields", "answered"),
+    [
+        ("operator", {}, True),
+        ("operator", {"in_reply_to": 3}, True),
+        ("operator", {"broadcast": True}, False),
+        ("bob", {}, True),
+        ("bob", {"in_reply_to": 3}, False),
+        ("bob", {"broadcast": True}, False),
+        ("manager", {}, True),
+        ("system", {}, False),
+        ("reminder", {}, False),
+        ("self", {}, False),
+        ("mail from bob", {}, False),
+    ],
+)
+@pytest.mark.parametrize("body", ["hello", "say bob: hello"])
+async def test_only_who_waits_for_an_answer_gets_one(
+    sender: str, fields: dict[str, Any], answered: bool, body: str
+) -> None:
+    played = Played()
+
+    result = await played.turn(message(7, body, sender, **fields))
+
+    assert result.ok
+    assert [to for to, _, in_reply_to in played.sent if in_reply_to == 7] == [sender] * answered
+
+
+async def test_what_is_not_answered_is_noted() -> None:
+    played = Played()
+
+    await played.turn(message(7, "hello", "bob", in_reply_to=3))
+
+    assert played.content[0]["text"].startswith('noted: read 1 word from bob: "hello"')
+
+
+async def test_a_sender_that_cannot_be_answered_is_a_note_and_no_failure() -> None:
+    played = Played(refused={"ci": Refused(ErrorCode.NOT_FOUND, "cannot send: no agent is named ci")})
+
+    result = await played.turn(message(7, "build 5 is red", "ci"))
+
+    assert result == TurnResult(ok=True, note="could not answer ci: cannot send: no agent is named ci")
+
+
+# ── events ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_send_is_shown_as_claude_shows_the_use_of_a_tool() -> None:
+    played = Played(refused={"carol": NO_CAROL})
+
+    await played.turn(message(7, "say bob: hi\nsay carol: hi"))
+
+    use, result, refused_use, refusal = played.emitted.of("stream")[:4]
+    assert use == {
+        "type": "assistant",
+        "message": {
+            "role": "assistant",
+            "content": [
+                {
+                    "type": "tool_use",
+                    "id": "toolu_7_1",
+                    "name": "mcp__hyperhive__send",
+                    "input": {"to": "bob", "body": "hi"},
+                }
+            ],
+        },
+    }
+    assert result["type"] == "user"
+    assert result["message"]["content"] == [
+        {
+            "type": "tool_result",
+            "tool_use_id": "toolu_7_1",
+            "content": [{"type": "text", "text": "sent as message 41"}],
+        }
+    ]
+    assert refused_use["message"]["content"][0]["id"] == "toolu_7_2"
+    assert refusal["message"]["content"][0]["is_error"] is True
+
+
+async def test_a_turn_ends_with_words() -> None:
+    played = Played()
+
+    await played.turn(message(7, "hello"))
+
+    assert [part["type"] for part in played.content] == ["tool_use", "tool_result", "text"]
+
+
+# ── scripts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_script(config: Config, tmp_path: Path, script: Any) -> Scripted:
+    path = tmp_path / "script.json"
+    path.write_text(script if isinstance(script, str) else json.dumps(script))
+    return Scripted.open(replace(config, script=path))
+
+
+async def test_a_script_is_played_turn_by_turn_and_then_the_directives_count(
+    config: Config, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    said = {"type": "assistant", "message": {"content": [{"type": "text", "text": "hm"}]}}
+    steps = [
+        {"delay": 0.5, "stream": said},
+        {"note": "half way"},
+        {"send": {"to": "bob", "body": "x"}},
+        {"delay": 2},
+    ]
+    script = {"turns": [{"events": steps}, {"events": [{"error": "boom"}, {"note": "never"}]}, {"ok": False}]}
+    played = Played(open_script(config, tmp_path, script))
+
+    results = [await played.turn(message(7, "say bob: hello")) for _ in range(4)]
+
+    assert trio.current_time() == 2.5
+    assert results == [OK, TurnResult(ok=False, note="boom"), TurnResult(ok=False), OK]
+    assert played.emitted.events[:2] == [
+        ("stream", said),
+        ("note", {"text": "half way", "origin": "stderr"}),
+    ]
+    assert played.sent[:2] == [("bob", "x", None), ("bob", "hello", None)]
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("{", "truncated"),
+        ({"turn": []}, "turn"),
+        ({"turns": [{"events": [{"sleep": 1}]}]}, r"unknown field `sleep`.*\$\.turns\[0\]\.events\[0\]"),
+        ({"turns": [{"events": [{"delay": -1}]}]}, r">= 0"),
+        ({"turns": [{"events": [{"note": "a", "error": "b"}]}]}, "one of stream, note, send, error"),
+        ({"turns": [{"events": [{"send": {"to": "bob"}}]}]}, "missing required field `body`"),
+        ('{"turns": ' * 5000, "turns"),
+    ],
+)
+def test_a_bad_script_is_refused_with_the_place(
+    config: Config, tmp_path: Path, script: Any, complaint: str
+) -> None:
+    with pytest.raises(BadProvider, match=f"(?i){complaint}"):
+        open_script(config, tmp_path, script)
+
+
+def test_a_missing_script_is_refused_by_name(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(BadProvider, match=r"nowhere\.json: No such file"):
+        Scripted.open(replace(config, script=tmp_path / "nowhere.json"))
