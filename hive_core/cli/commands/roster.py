@@ -1,0 +1,126 @@
+"""hive ls, hive show, hive status."""
+
+from datetime import datetime
+from typing import Any
+
+from hive_core.cli import human, output
+from hive_core.cli.app import Settings, agent_argument, command
+from hive_core.cli.states import STYLE, state_of
+
+_HEADINGS = ("AGENT", "STATE", "TURN", "UNREAD", "MODEL", "ISOLATION", "STATUS")
+
+
+@command(
+    "ls", examples="hive ls\nhive ls --json | jq -r '.[] | select(.failed) | .name'\nhive ls | cut -f 1,2"
+)
+def ls(settings: Settings) -> None:
+    """List the agents and what they do.
+
+    Columns: agent, state, turn and for how long, unread messages, model, isolation, and what the agent
+    says of itself. A state is one of failed, needs_login, paused, starting, stopping, stopped, running.
+    """
+    rows = list(settings.hive().roster().values())
+    if settings.as_json:
+        output.dump(rows)
+    elif rows:
+        now = datetime.now().astimezone()
+        output.table(_HEADINGS, [_columns(row, now) for row in rows], _style)
+    else:
+        output.note("no agents yet; make one with: hive spawn alice")
+
+
+@command("show", examples="hive show alice\nhive show alice --json | jq .pid")
+@agent_argument()
+def show(settings: Settings, agent: str) -> None:
+    """Show everything about one agent."""
+    row = settings.hive().row(agent)
+    if settings.as_json:
+        output.dump(row)
+        return
+    now = datetime.now().astimezone()
+    pairs: list[tuple[str, Any]] = [
+        ("agent", row["name"]),
+        ("state", state_of(row)),
+        ("wanted", row.get("wanted")),
+        ("failure", row.get("failure")),
+        ("harness", "connected" if row.get("connected") else "not connected"),
+        ("turn", _turn(row, now)),
+        ("unread", row.get("unread", 0)),
+        ("model", row.get("active_model")),
+        ("provider", row.get("provider")),
+        ("isolation", row.get("isolation")),
+        ("pid", row.get("pid")),
+        ("status", row.get("status_text")),
+        ("status set", _ago(row.get("status_set_at"), now)),
+        ("parent", row.get("parent")),
+        ("deployed", row.get("deployed_sha")),
+        ("update", "needed" if row.get("needs_update") else None),
+        ("reminders", row.get("pending_reminders") or None),
+        ("url", row.get("url")),
+    ]
+    output.facts(pairs, lambda key, text: STYLE.get(text, "") if key == "state" else "")
+
+
+@command("status", examples="hive status\nhive status --json | jq .store")
+def status(settings: Settings) -> None:
+    """Show the daemon's health."""
+    hive = settings.hive()
+    health = hive.ask({"cmd": "status"})
+    if settings.as_json:
+        output.dump(health)
+        return
+    shown: dict[str, Any] = dict(health)
+    if output.on_terminal():
+        shown["uptime_seconds"] = human.duration(float(health.get("uptime_seconds", 0)))
+        for key in ("database_bytes", "rss_bytes"):
+            shown[key] = human.size(float(health.get(key, 0)))
+        if when := human.parse_time(health.get("started_at")):
+            shown["started_at"] = when.strftime("%Y-%m-%d %H:%M:%S")
+        shown["socket"] = hive.path
+        names = {
+            "uptime_seconds": "uptime",
+            "database_bytes": "database",
+            "rss_bytes": "memory",
+            "started_at": "started",
+        }
+        shown = {names.get(key, key): value for key, value in shown.items()}
+    output.facts(list(shown.items()), _health_style)
+
+
+def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
+    return (
+        row["name"],
+        state_of(row),
+        _turn(row, now),
+        row.get("unread", 0),
+        row.get("active_model"),
+        row.get("isolation"),
+        row.get("status_text"),
+    )
+
+
+def _turn(row: dict[str, Any], now: datetime) -> str | None:
+    if not row.get("running") or not row.get("connected") or not row.get("turn_state"):
+        return None
+    since = human.age(row.get("turn_state_since"), now)
+    return f"{row['turn_state']} {since}".strip()
+
+
+def _ago(rfc3339: object, now: datetime) -> str | None:
+    return f"{human.age(rfc3339, now)} ago" if rfc3339 else None
+
+
+def _style(heading: str, cell: str) -> str:
+    if heading == "AGENT":
+        return "bold"
+    if heading == "STATE":
+        return STYLE.get(cell, "")
+    if heading == "UNREAD" and cell not in {"0", output.NOTHING}:
+        return "yellow"
+    return ""
+
+
+def _health_style(key: str, text: str) -> str:
+    if key == "store":
+        return "green" if text == "ok" else "red"
+    return "red" if key == "failed" and text != "0" else ""

@@ -1,0 +1,35 @@
+"""One word for what an agent is doing, out of the flags of its row."""
+
+from typing import Any, Final
+
+FAILED: Final = "failed"
+NEEDS_LOGIN: Final = "needs_login"
+PAUSED: Final = "paused"
+STARTING: Final = "starting"
+STOPPING: Final = "stopping"
+STOPPED: Final = "stopped"
+RUNNING: Final = "running"
+
+STYLE: Final = {
+    FAILED: "red",
+    NEEDS_LOGIN: "yellow",
+    PAUSED: "yellow",
+    STARTING: "cyan",
+    STOPPING: "cyan",
+    STOPPED: "dim",
+    RUNNING: "green",
+}
+
+
+def state_of(row: dict[str, Any]) -> str:
+    """The most urgent word that is true of *row*."""
+    for flag in (FAILED, NEEDS_LOGIN, PAUSED):
+        if row.get(flag):
+            return flag
+    running = bool(row.get("running"))
+    wanted = row.get("wanted")
+    if wanted == RUNNING and not running:
+        return STARTING
+    if wanted == STOPPED and running:
+        return STOPPING
+    return RUNNING if running else STOPPED

@@ -1,0 +1,125 @@
+"""What goes over the wire for what was typed.  Every request must also be one that the daemon reads."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hive_core.wire.host import decode_request
+
+from .conftest import RunHive
+from .fake_host import FakeHost, message
+
+SENT = {"cmd": "send", "to": "alice", "body": "hello you"}
+
+CASES: list[tuple[str, list[dict[str, Any]]]] = [
+    ("send alice hello you", [SENT]),
+    ("send alice hello you --reply-to 7", [SENT | {"in_reply_to": 7}]),
+    ("send alice hello you --key k1", [SENT | {"idempotency_key": "k1"}]),
+    ("send * hello you", [SENT | {"to": "*"}]),
+    ("inbox", [{"cmd": "inbox", "agent": "operator", "limit": 100}]),
+    ("inbox alice -n 3", [{"cmd": "inbox", "agent": "alice", "limit": 3}]),
+    ("messages", [{"cmd": "messages", "limit": 50}]),
+    ("messages --since 0 -n 1000", [{"cmd": "messages", "limit": 1000, "since": 0}]),
+    ("why 42", [{"cmd": "why", "id": 42}]),
+    ("events alice", [{"cmd": "events", "agent": "alice", "limit": 50}]),
+    (
+        "events alice --after 3 --kind note --kind stream -n 9",
+        [{"cmd": "events", "agent": "alice", "limit": 9, "after": 3, "kinds": ["note", "stream"]}],
+    ),
+    ("events alice -f", [{"cmd": "events", "agent": "alice", "limit": 50, "follow": True}]),
+    ("logs alice", [{"cmd": "logs", "agent": "alice", "lines": 100}]),
+    ("logs alice -f -n 2", [{"cmd": "logs", "agent": "alice", "lines": 2, "follow": True}]),
+    ("watch", [{"cmd": "watch"}]),
+    ("watch alice bob", [{"cmd": "watch", "agents": ["alice", "bob"]}]),
+    ("model alice opus", [{"cmd": "set_model", "agent": "alice", "model": "opus"}]),
+    ("model alice", []),
+    ("new-session alice", [{"cmd": "new_session", "agent": "alice"}]),
+    ("cancel alice", [{"cmd": "cancel_turn", "agent": "alice"}]),
+    ("status", [{"cmd": "status"}]),
+    ("ls", []),
+    ("show alice", []),
+    ("spawn alice bob", [{"cmd": "spawn", "name": "alice"}, {"cmd": "spawn", "name": "bob"}]),
+    ("start alice bob", [{"cmd": "start", "scope": {"agent_names": ["alice", "bob"]}}]),
+    ("start --all", [{"cmd": "start", "scope": {"all": True}}]),
+    (
+        "stop alice --no-wait",
+        [{"cmd": "stop", "scope": {"agent_names": ["alice"]}, "graceful": True}],
+    ),
+    ("stop --all --now --no-wait", [{"cmd": "stop", "scope": {"all": True}, "graceful": False}]),
+    ("restart alice --no-wait", [{"cmd": "restart", "name": "alice"}]),
+    ("pause alice bob", [{"cmd": "set_paused", "name": n, "paused": True} for n in ("alice", "bob")]),
+    ("resume alice", [{"cmd": "set_paused", "name": "alice", "paused": False}]),
+    ("destroy alice --no-wait", [{"cmd": "destroy", "name": "alice", "purge": False}]),
+    ("destroy alice --purge --yes --no-wait", [{"cmd": "destroy", "name": "alice", "purge": True}]),
+]
+
+
+@pytest.fixture
+def friendly_host(host: FakeHost) -> FakeHost:
+    host.add("alice")
+    host.add("bob")
+    one_message = {"messages": [message(1, "alice", "operator", "hi")]}
+    host.answers = {
+        "send": {"id": 1},
+        "inbox": one_message,
+        "messages": one_message,
+        "why": one_message,
+        "events": lambda request: [] if request.get("follow") else {"events": []},
+        "logs": lambda request: [] if request.get("follow") else {"lines": []},
+        "watch": [],
+    }
+    return host
+
+
+@pytest.mark.parametrize(("typed", "expected"), CASES, ids=[typed for typed, _ in CASES])
+def test_what_is_typed_becomes_this_request(
+    typed: str, expected: list[dict[str, Any]], friendly_host: FakeHost, hive: RunHive
+) -> None:
+    result = hive(*typed.split())
+
+    assert friendly_host.asked == expected
+    # A stream that ends says so with 5; everything else went well.
+    assert result.code == (5 if friendly_host.requests[-1].get("follow") or "watch" in typed else 0)
+
+
+@pytest.mark.parametrize("typed", [typed for typed, _ in CASES])
+def test_the_daemon_reads_every_request(typed: str, friendly_host: FakeHost, hive: RunHive) -> None:
+    hive(*typed.split())
+
+    assert friendly_host.lines
+    for line in friendly_host.lines:
+        decode_request(line.rstrip(b"\n"))
+
+
+@pytest.mark.parametrize("typed", [typed for typed, _ in CASES])
+def test_json_is_one_document(typed: str, friendly_host: FakeHost, hive: RunHive) -> None:
+    friendly_host.answers |= {"watch": [{"agent": "a"}], "logs": [{"lines": ["x"]}]}
+    friendly_host.answers["events"] = [{"events": [{"id": 1}]}]
+    if "follow" not in str(dict(CASES)[typed]) and typed.split()[0] in {"logs", "events"}:
+        friendly_host.answers |= {"logs": {"lines": []}, "events": {"events": []}}
+
+    result = hive(*typed.split(), "--json")
+
+    assert result.out.endswith("\n")
+    assert len(result.out.splitlines()) == 1
+    json.loads(result.out)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--socket", "{path}", "status", "--json"],
+        ["--json", "status", "--socket={path}"],
+        ["status", "--socket", "{path}", "--json"],
+        ["--socket", "/nowhere", "status", "--socket", "{path}", "--json"],
+    ],
+)
+def test_common_options_stand_before_or_after_the_command(
+    argv: list[str], host: FakeHost, hive: RunHive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HIVE_SOCKET")
+
+    result = hive(*(word.replace("{path}", str(host.path)) for word in argv))
+
+    assert result == (0, "{}\n", "")
