@@ -91,9 +91,9 @@ class Control:
         if ok:
             deferred.resolve(text)
         else:
-            deferred.fail(
-                Refused(ErrorCode.PRECONDITION_FAILED, f"cannot: {text or 'the harness gave no reason'}")
-            )
+            why = text or "the harness gave no reason"
+            sentence = why if why.startswith("cannot") else f"cannot do it: {why}"
+            deferred.fail(Refused(ErrorCode.PRECONDITION_FAILED, sentence))
 
     def _drop(self, agent: str) -> None:
         line = self._lines.pop(agent, None)

@@ -106,18 +106,30 @@ class Supervisor:
 
     @property
     def names(self) -> list[str]:
-        """The agents that exist for the operator."""
-        return sorted(name for name, agent in self._agents.items() if not _is_going(agent.row.wanted))
+        """The agents there are, those that are being destroyed included until they are gone."""
+        return sorted(self._agents)
 
     def agent(self, name: str) -> Agent:
-        """Give an agent that exists.
+        """Give the agent *name*, to look at.
 
         Raises:
             Refused: NOT_FOUND.
         """
-        agent = self._agents.get(name)
-        if agent is None or _is_going(agent.row.wanted):
-            raise Refused(ErrorCode.NOT_FOUND, f"cannot find agent {name!r}: it is not managed by this hive")
+        try:
+            return self._agents[name]
+        except KeyError:
+            text = f"cannot find agent {name!r}: it is not managed by this hive"
+            raise Refused(ErrorCode.NOT_FOUND, text) from None
+
+    def _movable(self, name: str) -> Agent:
+        """Give the agent *name*, to be changed.
+
+        Raises:
+            Refused: NOT_FOUND; CONFLICT, when it is being destroyed.
+        """
+        agent = self.agent(name)
+        if _is_going(agent.row.wanted):
+            raise Refused(ErrorCode.CONFLICT, f"cannot change {name}: it is being destroyed", "going")
         return agent
 
     def has_failed(self, agent: Agent) -> bool:
@@ -151,13 +163,13 @@ class Supervisor:
 
     async def start(self, name: str) -> None:
         """Want *name* to run; one that has failed is tried again."""
-        agent = self.agent(name)
+        agent = self._movable(name)
         agent.exits = NO_EXITS
         await self._want(agent, Wanted.RUNNING)
 
     async def stop(self, name: str, *, graceful: bool) -> None:
         """Want *name* stopped; *graceful* lets its running turn end first."""
-        agent = self.agent(name)
+        agent = self._movable(name)
         agent.graceful = graceful
         agent.exits = NO_EXITS
         if agent.quiescing is not None and not graceful:
@@ -166,7 +178,7 @@ class Supervisor:
 
     async def restart(self, name: str) -> None:
         """Want *name* to run, after one stop if it runs."""
-        agent = self.agent(name)
+        agent = self._movable(name)
         agent.exits = NO_EXITS
         agent.restart = agent.machine is not None
         await self._want(agent, Wanted.RUNNING)
@@ -174,13 +186,13 @@ class Supervisor:
     async def destroy(self, name: str, *, purge: bool) -> None:
         """Want *name* gone, and with *purge* its state too."""
         async with self._shape:
-            agent = self.agent(name)
+            agent = self._movable(name)
             log.info("Agent is being destroyed agent=%s purge=%s", name, purge)
             await self._want(agent, Wanted.PURGED if purge else Wanted.GONE)
 
     async def set_paused(self, name: str, paused: bool) -> None:
         """Let *name* get no messages, or let it get them again."""
-        agent = self.agent(name)
+        agent = self._movable(name)
         await self._store.write(agents.set_paused, name, paused)
         agent.row = replace(agent.row, paused=paused)
         self._hooks.pause(name, paused)
@@ -188,7 +200,7 @@ class Supervisor:
 
     async def set_status(self, name: str, text: str) -> None:
         """Show *text* on the row of *name*; an empty one removes it."""
-        agent = self.agent(name)
+        agent = self._movable(name)
         now = self._wall_clock() if text else None
         await self._store.write(agents.set_status, name, text or None, now)
         agent.row = replace(agent.row, status_text=text or None, status_set_at=now)

@@ -9,7 +9,7 @@ import trio
 from hive_core.domain.event import Event
 from hive_core.feed import AgentEvent, Ended, Overtaken, Ring, RowChanged
 from hive_core.handlers.deps import CutOff, Deps, Emit, Peer
-from hive_core.handlers.rows import agent_row, event_row, message_row
+from hive_core.handlers.rows import agent_row, event_row, message_row, within_line
 from hive_core.host import agent_files
 from hive_core.host.process import CommandError
 from hive_core.wire import agent, host
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 async def events(deps: Deps, _peer: Peer, request: host.Events) -> host.EventsReply:
     deps.supervisor.agent(request.agent)
     found = await _history(deps, request.agent, request.after, request.limit, request.kinds)
-    return host.EventsReply(events=[event_row(event) for event in found])
+    rows = [event_row(event) for event in found]
+    return host.EventsReply(events=within_line(rows, newest=request.after is None))
 
 
 async def follow_events(deps: Deps, _peer: Peer, request: host.Events, emit: Emit) -> None:
@@ -71,7 +72,10 @@ class _Follower:
     async def show(self, event: Event) -> None:
         self.last_id = event.id
         if self._request.kinds is None or event.kind in self._request.kinds:
-            await self._emit(host.EventsReply(events=[event_row(event)]))
+            try:
+                await self._emit(host.EventsReply(events=[event_row(event)]))
+            except CutOff:
+                raise CutOff(event.id) from None
 
     async def catch_up(self, before: int | None = None) -> None:
         """Show what the file has after the last event shown, up to *before* or its end."""
@@ -89,7 +93,7 @@ class _Follower:
 async def logs(deps: Deps, _peer: Peer, request: host.Logs) -> host.LogsReply:
     deps.supervisor.agent(request.agent)
     lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
-    return host.LogsReply(lines=lines)
+    return host.LogsReply(lines=within_line(lines, newest=True))
 
 
 async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -> None:
@@ -97,7 +101,7 @@ async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -
     lines, offset = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
     while True:
         if lines:
-            await emit(host.LogsReply(lines=lines))
+            await emit(host.LogsReply(lines=within_line(lines, newest=True)))
         await trio.sleep(LOG_POLL_S)
         deps.supervisor.agent(request.agent)
         lines, offset = await trio.to_thread.run_sync(deps.logs.read_log_after, request.agent, offset)
@@ -105,7 +109,7 @@ async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -
 
 async def own_logs(deps: Deps, peer: Peer, request: agent.Logs) -> agent.LogLines:
     lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, peer.name, request.lines)
-    return agent.LogLines(lines=lines)
+    return agent.LogLines(lines=within_line(lines, newest=True))
 
 
 async def watch(deps: Deps, _peer: Peer, request: host.Watch, emit: Emit) -> None:
@@ -128,6 +132,7 @@ async def watch(deps: Deps, _peer: Peer, request: host.Watch, emit: Emit) -> Non
                         await emit(host.WatchItem(agent=name, event=event_row(event)))
                 case RowChanged(name):
                     if name not in deps.supervisor.names or (wanted is not None and name not in wanted):
+                        shown.pop(name, None)
                         continue
                     row = agent_row(deps, name)
                     if shown.get(name) != row:

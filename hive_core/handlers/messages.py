@@ -2,7 +2,7 @@
 
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import Deps, Peer
-from hive_core.handlers.rows import message_row
+from hive_core.handlers.rows import message_row, within_line
 from hive_core.store import mailbox
 from hive_core.wire import agent, host
 from hive_core.wire.errors import ErrorCode, Refused
@@ -27,19 +27,22 @@ async def inbox(deps: Deps, _peer: Peer, request: host.Inbox) -> host.Messages:
     else:
         deps.supervisor.agent(request.agent)
         rows = await deps.store.read(mailbox.unfinished, request.agent, request.limit)
-    return host.Messages(messages=[message_row(row) for row in rows])
+    shown = [message_row(row) for row in rows]
+    return host.Messages(messages=within_line(shown, newest=request.agent == OPERATOR))
 
 
 async def messages(deps: Deps, _peer: Peer, request: host.MessagesRequest) -> host.Messages:
     rows = await deps.store.read(mailbox.page, request.since, request.limit)
-    return host.Messages(messages=[message_row(row) for row in rows])
+    return host.Messages(
+        messages=within_line([message_row(row) for row in rows], newest=request.since is None)
+    )
 
 
 async def why(deps: Deps, _peer: Peer, request: host.Why) -> host.Messages:
     rows = await deps.store.read(mailbox.chain, request.id)
     if not rows:
         raise Refused(ErrorCode.NOT_FOUND, f"cannot explain message {request.id}: there is no such message")
-    return host.Messages(messages=[message_row(row) for row in rows])
+    return host.Messages(messages=within_line([message_row(row) for row in rows], newest=True))
 
 
 def send(deps: Deps, peer: Peer, request: agent.Send) -> Deferred[agent.Sent]:
@@ -78,7 +81,8 @@ def inbox_status(deps: Deps, peer: Peer, _request: agent.InboxStatus) -> agent.U
 
 async def recent(deps: Deps, peer: Peer, request: agent.Recent) -> agent.Messages:
     rows = await deps.store.read(mailbox.recent, peer.name, request.limit)
-    return agent.Messages(messages=[mailbox.as_handed_out(row) for row in rows])
+    found = [mailbox.as_handed_out(row) for row in rows]
+    return agent.Messages(messages=within_line(found, newest=True))
 
 
 def wake(deps: Deps, peer: Peer, request: agent.Wake) -> Deferred[agent.Sent]:

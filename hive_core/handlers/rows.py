@@ -1,5 +1,9 @@
 """Rows as host.sock shows them."""
 
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+import msgspec
 from msgspec import UNSET
 
 from hive_core.domain.clock import rfc3339
@@ -8,6 +12,26 @@ from hive_core.domain.machine import Wanted
 from hive_core.handlers.deps import Deps
 from hive_core.store.mailbox import StoredMessage
 from hive_core.wire import host
+from hive_core.wire.limits import MAX_LINE_BYTES
+
+T = TypeVar("T")
+
+ENVELOPE_BYTES: Final = 1024
+"""What a reply has round its rows, commas included, with room to spare."""
+
+
+def within_line(rows: Sequence[T], *, newest: bool = False) -> list[T]:
+    """Give as many of *rows* as fit a line of host.sock, from the first on, or the last ones.
+
+    At least one: the limits of a body and an event keep a single row far below a line.
+    """
+    size, fitting = 0, 0
+    for row in reversed(rows) if newest else rows:
+        size += len(msgspec.json.encode(row))
+        if fitting and size > MAX_LINE_BYTES - ENVELOPE_BYTES:
+            break
+        fitting += 1
+    return list(rows[len(rows) - fitting :] if newest else rows[:fitting])
 
 
 def message_row(message: StoredMessage) -> host.MessageRow:

@@ -44,7 +44,7 @@ async def read_events(
             *_worker("events", state_dir),
             *("--limit", str(limit)),
             *(("--after", str(after)) if after is not None else ()),
-            *(argument for kind in kinds or () for argument in ("--kind", kind)),
+            *(f"--kind={kind}" for kind in kinds or ()),
         ],
         timeout_s=TIMEOUT_S,
         max_output_bytes=MAX_ANSWER_BYTES + 2 * MAX_EVENT_BYTES,

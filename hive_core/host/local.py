@@ -24,6 +24,9 @@ from hive_core.host import process
 from hive_core.layout import AgentDirs
 
 MAX_LOG_BYTES: Final = 8 * 2**20
+LOG_CHUNK_BYTES: Final = 128 * 2**10
+"""Read at once by a follower; as JSON it is six times as long at worst, and fits a line of host.sock."""
+MAX_LOG_LINE_CHARS: Final = 4000
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,9 @@ class LocalMachine:
     async def wait(self) -> str:
         """Wait until it has ended, and say how.  Once."""
         await trio.lowlevel.wait_readable(self._pidfd)
-        os.close(self._pidfd)
+        # Its number may be another machine's from here on: a late terminate() must not hit that one.
+        pidfd, self._pidfd = self._pidfd, -1
+        os.close(pidfd)
         # What it left behind in its session goes with it; before it is reaped, its pid is nobody else's.
         self._signal_group(signal.SIGKILL)
         status = self._child.wait() if self._child else None
@@ -117,8 +122,7 @@ class LocalMachines:
             with self._dirs(agent).log.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(0, end - lines * 1000))
-                tail = deque(file.read(end - file.tell()).decode(errors="replace").splitlines(), lines)
-                return list(tail), end
+                return list(deque(_log_lines(file.read(end - file.tell())), lines)), end
         except FileNotFoundError:
             return [], 0
 
@@ -129,11 +133,11 @@ class LocalMachines:
                 if file.seek(0, os.SEEK_END) < offset:
                     offset = 0  # it was cut back
                 file.seek(offset)
-                text = file.read(256 * 1024)
+                text = file.read(LOG_CHUNK_BYTES)
         except FileNotFoundError:
             return [], 0
-        whole = text[: text.rfind(b"\n") + 1] or (text if len(text) == 256 * 1024 else b"")
-        return whole.decode(errors="replace").splitlines(), offset + len(whole)
+        whole = text[: text.rfind(b"\n") + 1] or (text if len(text) == LOG_CHUNK_BYTES else b"")
+        return _log_lines(whole), offset + len(whole)
 
     def trim_log(self, agent: str) -> None:
         """Keep the log of *agent* below MAX_LOG_BYTES; the older half goes to harness.log.1.
@@ -145,6 +149,10 @@ class LocalMachines:
             if path.stat().st_size > MAX_LOG_BYTES:
                 path.with_name("harness.log.1").write_bytes(path.read_bytes()[-MAX_LOG_BYTES:])
                 os.truncate(path, 0)
+
+
+def _log_lines(text: bytes) -> list[str]:
+    return [line[:MAX_LOG_LINE_CHARS] for line in text.decode(errors="replace").splitlines()]
 
 
 def _lock_holder(path: Path) -> int | None:

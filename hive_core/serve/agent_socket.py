@@ -18,6 +18,9 @@ from hive_core.wire.limits import MAX_OPEN_CALLS, MAX_OPEN_STREAMS, PROTOCOL, SM
 from hive_core.wire.stream import HELLO_TIMEOUT_S, Connection
 from hive_core.wire.version import VERSION
 
+MAX_HELLO_BYTES: Final = 4096
+"""Before its hello a peer may not make us keep more; the limits of frames come after it."""
+
 TOO_MANY: Final = envelope.encode_fault(0, ErrorCode.UNAVAILABLE, "cannot serve: too many connections")
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,10 @@ async def _greet(connection: Connection, decoder: FrameDecoder) -> bool:
                 return False
             decoder.receive_data(chunk)
             try:
+                if decoder.wanted_bytes > MAX_HELLO_BYTES:
+                    raise ProtocolError(
+                        f"a frame of {decoder.wanted_bytes} bytes, and a hello has {MAX_HELLO_BYTES} at most"
+                    )
                 payload = decoder.next_payload()
                 hello = envelope.decode_to_daemon(payload) if payload is not None else None
             except ProtocolError as error:

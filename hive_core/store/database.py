@@ -37,7 +37,9 @@ LAZY_S: Final = 0.02
 """How long marks wait for company before they are committed on their own."""
 
 IDLE_CHECKPOINT_S: Final = 0.05
-BIG_WAL_BYTES: Final = 32 * 2**20
+BIG_WAL_PAGES: Final = 8192
+"""Pages that the write-ahead log may grow by before it is carried over into the file."""
+
 MAX_PAUSE_S: Final = 0.002
 TROUBLE_PAUSE_S: Final = 0.25
 
@@ -85,12 +87,13 @@ class Store(Generic[Op]):
         trio_token: trio.lowlevel.TrioToken,
     ) -> None:
         self.path = path
-        self._wal = path.with_name(path.name + "-wal")
         self.trouble: str | None = None
         """What went wrong at the last commit; None when it went well."""
         self._apply = apply
         self._token = trio_token
+        self._wal_pages = self._checkpointed_pages = 0
         self._db = _open(path)
+        self._db.set_wal_hook(self._note_wal)
         try:
             self.schema = migrate(self._db, str(path))
             self.was_clean = self._swap_clean(False)
@@ -200,7 +203,7 @@ class Store(Generic[Op]):
             try:
                 signal = self._signals.get(timeout=IDLE_CHECKPOINT_S if wal_is_new else None)
             except queue.Empty:
-                self._checkpoint("passive")
+                self._checkpoint()
                 wal_is_new = False
                 continue
             if signal is Signal.LAZY:
@@ -221,8 +224,8 @@ class Store(Generic[Op]):
                 while self._take_batch():
                     pass
                 return
-            if count and self._wal_bytes() > BIG_WAL_BYTES:
-                self._checkpoint("restart")
+            if self._wal_pages - self._checkpointed_pages > BIG_WAL_PAGES:
+                self._checkpoint()
 
     def _take_batch(self) -> int:
         puts: list[_Put[Op]] = []
@@ -283,15 +286,20 @@ class Store(Generic[Op]):
             log.error("Store cannot commit: %s", error)
         self.trouble = str(error)
 
-    def _checkpoint(self, mode: str) -> None:
-        with contextlib.suppress(apsw.BusyError):
-            self._db.execute(f"pragma wal_checkpoint({mode})").fetchall()
+    def _note_wal(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        # Not the size of the -wal file: it stays as large as it ever was, and begins again from its start.
+        self._wal_pages = pages
+        self._checkpointed_pages = min(self._checkpointed_pages, pages)
+        return apsw.SQLITE_OK
 
-    def _wal_bytes(self) -> int:
-        try:
-            return self._wal.stat().st_size
-        except OSError:
-            return 0
+    def _checkpoint(self) -> None:
+        """Carry the write-ahead log over into the file, so that the next commit begins it again.
+
+        Passive: a reader that stays in it makes it grow and costs nobody else time.
+        """
+        with contextlib.suppress(apsw.BusyError):
+            self._db.execute("pragma wal_checkpoint(passive)").fetchall()
+            self._checkpointed_pages = self._wal_pages
 
     def _in_loop(self, fn: Callable[[], None]) -> None:
         with contextlib.suppress(trio.RunFinishedError):

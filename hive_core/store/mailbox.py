@@ -1,20 +1,28 @@
 """The rows of messages: what a batch does to them, and how they are read."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import apsw
+import msgspec
 from msgspec import UNSET
 
 from hive_core.store.database import Outcome
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import OPERATOR
+from hive_core.wire.limits import MAX_LINE_BYTES
 
 MAX_CHAIN: Final = 100
 """Messages that `why` follows back."""
+
+MAX_PAGE_BYTES: Final = MAX_LINE_BYTES - 4096
+"""What is read at once for somebody to look at fits one line of host.sock."""
+
+ROW_BYTES: Final = 1024
+"""What a row takes there beside its body, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,41 +288,62 @@ def as_handed_out(message: StoredMessage) -> Message:
 
 def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessage]:
     """The oldest messages that *agent* has not acked."""
-    return _select(
-        db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit), table=_UNACKED
-    )
+    return _page(db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit), table=_UNACKED)
 
 
 def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
     """The newest messages to *recipient*, oldest first."""
-    return _select(db, "recipient = ? order by id desc limit ?", (recipient, limit))[::-1]
+    return _page(db, "recipient = ? order by id desc limit ?", (recipient, limit))[::-1]
 
 
 def page(db: apsw.Connection, since: int | None, limit: int) -> list[StoredMessage]:
     """Messages with ids above *since*, else the newest; oldest first."""
     if since is None:
-        return _select(db, "true order by id desc limit ?", (limit,))[::-1]
-    return _select(db, "id > ? order by id limit ?", (since, limit))
+        return _page(db, "true order by id desc limit ?", (limit,))[::-1]
+    return _page(db, "id > ? order by id limit ?", (since, limit))
 
 
 def chain(db: apsw.Connection, message_id: int) -> list[StoredMessage]:
     """*message_id* and what it followed from, the first cause first; empty if there is no such message."""
     found: list[StoredMessage] = []
     seen: set[int] = set()
+    left_bytes = MAX_PAGE_BYTES
     at: int | None = message_id
     while at is not None and at not in seen and len(found) < MAX_CHAIN:
         seen.add(at)
-        rows = _select(db, "id = ?", (at,))
+        rows = list(_select(db, "id = ?", (at,)))
+        left_bytes -= sum(map(_line_bytes, rows))
+        if found and left_bytes < 0:
+            break
         found += rows
         at = (rows[0].cause_id or rows[0].in_reply_to) if rows else None
     return found[::-1]
 
 
-def _select(
+def _page(
     db: apsw.Connection, where: str, bindings: tuple[object, ...], *, table: str = "messages"
 ) -> list[StoredMessage]:
+    """Give the first rows, as many as fit MAX_PAGE_BYTES, and one in any case."""
+    page: list[StoredMessage] = []
+    left_bytes = MAX_PAGE_BYTES
+    for row in _select(db, where, bindings, table=table):
+        left_bytes -= _line_bytes(row)
+        if page and left_bytes < 0:
+            break
+        page.append(row)
+    return page
+
+
+def _line_bytes(row: StoredMessage) -> int:
+    # As JSON a body can be six times as long.
+    return len(msgspec.json.encode(row.body)) + ROW_BYTES
+
+
+def _select(
+    db: apsw.Connection, where: str, bindings: tuple[object, ...], *, table: str = "messages"
+) -> Iterator[StoredMessage]:
     rows: Iterable[Any] = db.execute(f"select {_COLUMNS} from {table} where {where}", bindings)  # noqa: S608
-    return [StoredMessage(*row) for row in rows]
+    return (StoredMessage(*row) for row in rows)
 
 
 def _number(db: apsw.Connection, sql: str, *bindings: str | int) -> int:

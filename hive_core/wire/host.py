@@ -65,7 +65,7 @@ class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
     status_set_at: str | UnsetType = UNSET
     url: str | UnsetType = UNSET
     wanted: str = "running"
-    """`running` or `stopped`: what the operator asked for."""
+    """What the operator asked for: `running`, `stopped`, or `gone` and `purged` until that is so."""
     connected: bool = False
     """The harness holds its control stream."""
     isolation: str = "none"

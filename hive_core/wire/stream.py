@@ -99,7 +99,10 @@ class Connection:
             if sent == len(data) or self._deaf:
                 return
             self._out += data[sent:]
-            self._nursery.start_soon(self._flush)
+            try:
+                self._nursery.start_soon(self._flush)
+            except RuntimeError:  # the connection's time is over, and nobody is left to flush
+                self.close()
         if len(self._out) > self._max_out_bytes:
             self.overrun = True
             self.close()
