@@ -8,6 +8,7 @@ PAUSED: Final = "paused"
 STARTING: Final = "starting"
 STOPPING: Final = "stopping"
 STOPPED: Final = "stopped"
+DESTROYING: Final = "destroying"
 RUNNING: Final = "running"
 
 STYLE: Final = {
@@ -17,12 +18,15 @@ STYLE: Final = {
     STARTING: "cyan",
     STOPPING: "cyan",
     STOPPED: "dim",
+    DESTROYING: "cyan",
     RUNNING: "green",
 }
 
 
 def state_of(row: dict[str, Any]) -> str:
     """The most urgent word that is true of *row*."""
+    if row.get("wanted") in {"gone", "purged"}:
+        return DESTROYING
     for flag in (FAILED, NEEDS_LOGIN, PAUSED):
         if row.get(flag):
             return flag

@@ -93,7 +93,7 @@ class Client:
         return reply
 
     def follow(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send a request that follows and give its items until the daemon ends it.
+        """Send a request that follows, see it accepted, and give its items until the daemon ends it.
 
         Between items there is no time limit.
 
@@ -102,8 +102,7 @@ class Client:
         """
         self.ask(request)
         self._socket.settimeout(None)
-        while (item := self._read()) is not None:
-            yield item
+        return iter(self._read, None)
 
     def _write(self, request: dict[str, Any]) -> None:
         try:

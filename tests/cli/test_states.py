@@ -17,6 +17,8 @@ from hive_core.cli.states import STYLE, state_of
         ({"running": False, "wanted": "stopped", "paused": True}, "paused"),
         ({"running": True, "wanted": "running", "paused": True, "needs_login": True}, "needs_login"),
         ({"running": False, "wanted": "running", "needs_login": True, "failed": True}, "failed"),
+        ({"running": True, "wanted": "gone", "failed": True}, "destroying"),
+        ({"running": False, "wanted": "purged"}, "destroying"),
         ({"running": True}, "running"),
         ({"running": False}, "stopped"),
         ({}, "stopped"),
