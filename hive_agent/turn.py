@@ -14,7 +14,7 @@ import trio
 from hive_agent.events import Emit
 from hive_agent.link import Calls
 from hive_agent.prompt import render_wake_prompt
-from hive_agent.providers.base import Provider, TurnPrompt, TurnResult
+from hive_agent.providers.base import Outcome, Provider, TurnPrompt, TurnResult
 from hive_agent.state import Board, Status, TurnState
 from hive_agent.tools import Tools
 from hive_core.wire.agent import (
@@ -39,8 +39,8 @@ SHORTEST_POLL_S: Final = 1.0
 """A `recv` that comes back empty sooner than this is not asked again before."""
 MAX_ACK_ATTEMPTS: Final = 5
 
-CANCELLED: Final = TurnResult(ok=False, note="cancelled by the operator")
-INTERRUPTED: Final = TurnResult(ok=False, note="interrupted: the harness stops")
+CANCELLED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="cancelled by the operator")
+INTERRUPTED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="interrupted: the harness stops")
 
 
 def back_off_s(failures: int) -> float:
@@ -191,17 +191,18 @@ class TurnLoop:
             await self._after_failure(message)
 
     async def _run_turn(self, prompt: TurnPrompt) -> TurnResult:
-        tools = Tools(self._link, prompt.message.id)
+        message_id = prompt.message.id if prompt.message else 0
+        tools = Tools(self._link, message_id)
         with trio.CancelScope() as scope:
-            self._running = prompt.message.id, scope
+            self._running = message_id, scope
             try:
                 return await self._provider.run_turn(prompt, tools, self._emit)
             except Refused as refusal:
-                return TurnResult(ok=False, note=refusal.text)
+                return TurnResult(outcome=Outcome.FAILED, note=refusal.text)
             except Exception as error:
                 # Somebody's words may have led to it: they must not end the harness, again and again.
-                log.exception("Turn crashed message=%d", prompt.message.id)
-                return TurnResult(ok=False, note=f"internal error: {error!r}"[:500])
+                log.exception("Turn crashed message=%d", message_id)
+                return TurnResult(outcome=Outcome.FAILED, note=f"internal error: {error!r}"[:500])
             finally:
                 self._running = None
         return CANCELLED

@@ -3,11 +3,28 @@
 from collections.abc import Mapping
 from typing import Final
 
-from hive_agent.providers.base import BadProvider, Provider, TurnPrompt, TurnResult
+from hive_agent.providers.base import (
+    BadProvider,
+    Capabilities,
+    Outcome,
+    Provider,
+    TurnPrompt,
+    TurnResult,
+    Usage,
+)
 from hive_agent.providers.scripted import Scripted
 
 PROVIDERS: Final[Mapping[str, type[Provider]]] = {
     Scripted.name: Scripted,
 }
 
-__all__ = ["PROVIDERS", "BadProvider", "Provider", "TurnPrompt", "TurnResult"]
+__all__ = [
+    "PROVIDERS",
+    "BadProvider",
+    "Capabilities",
+    "Outcome",
+    "Provider",
+    "TurnPrompt",
+    "TurnResult",
+    "Usage",
+]

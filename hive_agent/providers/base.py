@@ -1,6 +1,8 @@
 """What runs a turn: a model's command line or API, or the scripted stand-in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar, Protocol
 
 from hive_agent.config import Config
@@ -14,11 +16,52 @@ class BadProvider(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """What a provider can do besides running a turn; what it cannot is never asked of it."""
+
+    steer: bool = False
+    """`steer` reaches a turn that runs."""
+    compact: bool = False
+    """`compact` shortens the conversation."""
+    sessions: bool = False
+    """A turn continues the conversation of the one before, unless it is fresh."""
+    login: bool = False
+    """It needs credentials, and `is_logged_in` can tell."""
+
+
+class Outcome(StrEnum):
+    """How a turn ended, as far as somebody acts on it."""
+
+    OK = "ok"
+    FAILED = "failed"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    RATE_LIMITED = "rate_limited"
+    NEEDS_LOGIN = "needs_login"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_creation: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """What the model had to read."""
+        return self.input + self.cache_read + self.cache_creation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TurnPrompt:
     text: str
     """The wake prompt, for a model to read."""
-    message: Message
-    unread: int
+    message: Message | None = None
+    """What the turn is about; None for one that the harness begins by itself."""
+    unread: int = 0
     model: str
     fresh: bool = False
     """Begin without the old conversation."""
@@ -26,13 +69,31 @@ class TurnPrompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnResult:
-    ok: bool
+    """*note* is for people.  The figures are None where the provider does not tell them."""
+
+    outcome: Outcome
     note: str | None = None
+    last: Usage | None = None
+    """Of the last inference: its prompt is how full the context is."""
+    total: Usage | None = None
+    """Of all inferences of the turn: what it cost."""
+    window: int | None = None
+    """Size of the model's context in tokens."""
+    cost_usd: float | None = None
+    tools: Mapping[str, int] = field(default_factory=dict)
+    """How often each tool was called."""
+    reset_at: float | None = None
+    """RATE_LIMITED: when the limit ends, in unix seconds, if it was said."""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.OK
 
 
 class Provider(Protocol):
     name: ClassVar[str]
     default_model: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
 
     @classmethod
     def open(cls, config: Config) -> "Provider":
@@ -48,3 +109,12 @@ class Provider(Protocol):
         Cancelled when the operator cancels the turn or the harness stops: leave nothing running then.
         Whatever else it raises makes the turn fail, and the message comes again.
         """
+
+    async def steer(self, text: str) -> bool:
+        """Give the running turn one more text to read; False when none runs that could."""
+
+    async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:
+        """Shorten the conversation.  Only with the capability."""
+
+    def is_logged_in(self) -> bool:
+        """Whether there are credentials; true where none are needed.  Looks at files, asks nobody."""

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from hive_agent.config import Config
 from hive_agent.events import Emit
-from hive_agent.providers.base import BadProvider, TurnPrompt, TurnResult
+from hive_agent.providers.base import BadProvider, Capabilities, Outcome, TurnPrompt, TurnResult
 from hive_agent.providers.directives import Ask, Directive, Fail, Say, Sleep, parse_directives
 from hive_agent.providers.script import BadScript, ScriptedTurn, read_script
 from hive_agent.tools import Tools
@@ -29,6 +29,7 @@ MANAGER: Final = "manager"
 class Scripted:
     name: ClassVar[str] = "scripted"
     default_model: ClassVar[str] = "scripted"
+    capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, turns: Iterable[ScriptedTurn] = ()) -> None:
         self._turns = deque(turns)
@@ -43,6 +44,8 @@ class Scripted:
             raise BadProvider(str(error)) from None
 
     async def run_turn(self, prompt: TurnPrompt, tools: Tools, emit: Emit) -> TurnResult:
+        if prompt.message is None:
+            return TurnResult(outcome=Outcome.OK)
         turn = _Turn(prompt.message, tools, emit)
         if self._turns:
             return await turn.play(self._turns.popleft())
@@ -50,6 +53,15 @@ class Scripted:
         if directives:
             return await turn.obey(directives)
         return await turn.answer()
+
+    async def steer(self, text: str) -> bool:  # noqa: ARG002
+        return False
+
+    async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:  # noqa: ARG002
+        return TurnResult(outcome=Outcome.OK)
+
+    def is_logged_in(self) -> bool:
+        return True
 
 
 class _Turn:
@@ -69,8 +81,8 @@ class _Turn:
             elif step.send is not None:
                 await self._send(step.send.to, step.send.body, step.send.in_reply_to)
             elif step.error is not None:
-                return TurnResult(ok=False, note=step.error)
-        return TurnResult(ok=script.ok, note=script.note)
+                return TurnResult(outcome=Outcome.FAILED, note=step.error)
+        return TurnResult(outcome=Outcome.OK if script.ok else Outcome.FAILED, note=script.note)
 
     async def obey(self, directives: list[Directive]) -> TurnResult:
         done: list[str] = []
@@ -92,7 +104,7 @@ class _Turn:
                     refusal, deed, problem = None, f"slept {seconds:g} s", ""
                 case Fail(why=why):
                     self._say(f"failing: {why}")
-                    return TurnResult(ok=False, note=why)
+                    return TurnResult(outcome=Outcome.FAILED, note=why)
             done.append(deed if refusal is None else problem)
             if refusal is not None:
                 refusals.append(problem)
@@ -103,7 +115,7 @@ class _Turn:
         digest = render_digest(self._message)
         if not expects_answer(self._message):
             self._say(f"noted: {digest}")
-            return TurnResult(ok=True)
+            return TurnResult(outcome=Outcome.OK)
         return await self._close(digest, [])
 
     async def _close(self, report: str, refusals: list[str]) -> TurnResult:
@@ -113,7 +125,7 @@ class _Turn:
             if refusal is not None:
                 refusals.append(f"could not answer {self._message.sender}: {refusal}")
         self._say(report)
-        return TurnResult(ok=True, note="; ".join(refusals) or None)
+        return TurnResult(outcome=Outcome.OK, note="; ".join(refusals) or None)
 
     async def _send(self, to: str, body: str, in_reply_to: int | None = None) -> str | None:
         """Send, and show it as a tool's use; give the sentence of a refusal."""

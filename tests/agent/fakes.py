@@ -8,13 +8,13 @@ import trio
 
 from hive_agent.config import Config
 from hive_agent.events import Emit
-from hive_agent.providers import TurnPrompt, TurnResult
+from hive_agent.providers import Capabilities, Outcome, TurnPrompt, TurnResult
 from hive_agent.tools import Tools
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import Refused
 
-OK = TurnResult(ok=True)
-FAILED = TurnResult(ok=False, note="told to fail")
+OK = TurnResult(outcome=Outcome.OK)
+FAILED = TurnResult(outcome=Outcome.FAILED, note="told to fail")
 
 
 def message(
@@ -90,6 +90,7 @@ class FakeProvider:
 
     name: ClassVar[str] = "fake"
     default_model: ClassVar[str] = "fake-1"
+    capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, *turns: TurnResult | Exception | Turn) -> None:
         self._turns = list(turns) or [OK]
@@ -109,6 +110,15 @@ class FakeProvider:
         if isinstance(turn, TurnResult):
             return turn
         return await turn(prompt, tools, emit)
+
+    async def steer(self, text: str) -> bool:
+        return False
+
+    async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:
+        return OK
+
+    def is_logged_in(self) -> bool:
+        return True
 
 
 class Emitted:

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from hive_agent.config import Config
-from hive_agent.providers import BadProvider, TurnPrompt, TurnResult
+from hive_agent.providers import BadProvider, Outcome, TurnPrompt, TurnResult
 from hive_agent.providers.directives import Ask, Directive, Fail, Say, Sleep, parse_directives
 from hive_agent.providers.scripted import Scripted, render_digest
 from hive_core.wire import agent as wire
@@ -95,7 +95,7 @@ async def test_a_failing_line_ends_the_turn_and_answers_nobody() -> None:
 
     result = await played.turn(message(7, "say bob: one\nfail: no disk\nsay bob: two"))
 
-    assert result == TurnResult(ok=False, note="no disk")
+    assert result == TurnResult(outcome=Outcome.FAILED, note="no disk")
     assert played.sent == [("bob", "one", None)]
 
 
@@ -105,7 +105,7 @@ async def test_a_refused_send_is_told_to_the_sender_and_does_not_fail_the_turn()
     result = await played.turn(message(7, "say carol: hi\nsay bob: hi"))
 
     problem = "could not tell carol: cannot send: no agent is named carol"
-    assert result == TurnResult(ok=True, note=problem)
+    assert result == TurnResult(outcome=Outcome.OK, note=problem)
     assert played.sent[-1] == ("operator", f"done: {problem}; told bob 1 word", 7)
 
 
@@ -170,7 +170,9 @@ async def test_a_sender_that_cannot_be_answered_is_a_note_and_no_failure() -> No
 
     result = await played.turn(message(7, "build 5 is red", "ci"))
 
-    assert result == TurnResult(ok=True, note="could not answer ci: cannot send: no agent is named ci")
+    assert result == TurnResult(
+        outcome=Outcome.OK, note="could not answer ci: cannot send: no agent is named ci"
+    )
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +243,12 @@ async def test_a_script_is_played_turn_by_turn_and_then_the_directives_count(
     results = [await played.turn(message(7, "say bob: hello")) for _ in range(4)]
 
     assert trio.current_time() == 2.5
-    assert results == [OK, TurnResult(ok=False, note="boom"), TurnResult(ok=False), OK]
+    assert results == [
+        OK,
+        TurnResult(outcome=Outcome.FAILED, note="boom"),
+        TurnResult(outcome=Outcome.FAILED),
+        OK,
+    ]
     assert played.emitted.events[:2] == [
         ("stream", said),
         ("note", {"text": "half way", "origin": "stderr"}),
