@@ -18,7 +18,9 @@ from typing import Final, get_args
 import msgspec
 from msgspec import inspect as types
 
+from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
+from hive_core.serve.mcp_tools import tools_for
 from hive_core.wire import agent, envelope, host, ids, limits
 from hive_core.wire.errors import ErrorCode, Refused
 
@@ -118,6 +120,10 @@ def words(kind: types.Type) -> str:  # noqa: PLR0912 (a table)
             return "label"
         case types.StrType(min_length=low, max_length=high):
             return "text" if low is high is None else f"text, {bounds(low or 0, high)} characters"
+        case types.Metadata(type=inner):
+            return words(inner)
+        case types.LiteralType(values=values):
+            return " or ".join(f"`{value}`" for value in values)
         case types.BoolType():
             return "bool"
         case types.ListType(item_type=item, max_length=most):
@@ -258,6 +264,25 @@ def agent_requests() -> str:
     )
 
 
+def tools() -> str:
+    return table(
+        "tool | arguments | structuredContent | what a model reads about it",
+        (
+            [
+                f"`{tool.name}`",
+                inline(tool.request, skip=fields_without(tool.request, tool.schema["properties"])) or "–",
+                inline(ROUTES[tool.request].result) or "empty",
+                sentence(tool.description),
+            ]
+            for tool in tools_for(Role.AGENT).values()
+        ),
+    )
+
+
+def fields_without(struct: type, names: Iterable[str]) -> set[str]:
+    return {field.encode_name for field in fields_of(struct)} - set(names)
+
+
 def agent_rows() -> str:
     return nested([agent.Message, agent.Event, agent.Snapshot])
 
@@ -295,7 +320,17 @@ def verbs(chosen: Callable[[str], bool]) -> str:
 
 
 def host_rows() -> str:
-    return nested([host.AgentStatusRow, host.MessageRow, host.EventRow, host.Urls, host.LifecycleScope])
+    return nested(
+        [
+            host.AgentStatusRow,
+            host.MessageRow,
+            host.EventRow,
+            host.TokenSums,
+            host.Count,
+            host.Urls,
+            host.LifecycleScope,
+        ]
+    )
 
 
 def failure() -> str:
@@ -359,6 +394,7 @@ def _refusal(line: bytes) -> str:
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "envelopes": envelopes,
     "agent requests": agent_requests,
+    "tools": tools,
     "agent rows": agent_rows,
     "commands": commands,
     "frame examples": frame_examples,

@@ -2,13 +2,24 @@
 
 import argparse
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-DEFAULT_SOCKET: Final = "/run/hive/mcp.sock"
+from hive_agent.context import ContextSettings
+from hive_agent.mcp import DEFAULT_SOCKET
+from hive_agent.retry import RATE_LIMIT_SLEEP_S, rate_limit_sleep_s
+
 DEFAULT_STATE: Final = "/state"
+DEFAULT_RUNTIME: Final = "/tmp"  # noqa: S108  # only for fresh, private directories in it
+DEFAULT_EXTRA_MCP: Final = "/etc/hyperhive/extra-mcp.json"
+DEFAULT_LOGIN_COMMAND: Final = ("claude", "auth", "login")
+
+
+class BadConfig(Exception):
+    """A variable of the environment says nothing that could be used.  The text names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,11 +35,54 @@ class Config:
     """How long to go on without a daemon; None is for ever."""
     lock: Path | None = None
     script: Path | None = None
+    effort: str | None = None
+    """Used while the effort file names none."""
+    context: ContextSettings = field(default_factory=ContextSettings)
+    rate_limit_sleep_s: float = RATE_LIMIT_SLEEP_S
+    """After a rate limit that names no end."""
+    login_command: Sequence[str] = DEFAULT_LOGIN_COMMAND
+
+    label: str = ""
+    """The agent's name, for its system prompt."""
+    claude_bin: str | None = None
+    """None: `claude` on PATH."""
+    extra_mcp: Path | None = None
+    """MCP servers beside the hive's own."""
+    runtime: Path = Path(DEFAULT_RUNTIME)
+    """For files that a turn needs, each in a private directory; never where the socket is."""
+
+    @property
+    def turn_stats_db(self) -> Path:
+        return self.state / "hyperhive-turn-stats.sqlite"
+
+    @property
+    def effort_file(self) -> Path:
+        return self.state / "hyperhive-effort"
+
+    @property
+    def rate_limit_mark(self) -> Path:
+        """Is there while the harness waits for a rate limit to end."""
+        return self.state / "hyperhive-rate-limited"
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> "Config":
+        """Take what *args* say, and *environ* where they say nothing.
+
+        Raises:
+            BadConfig: a variable cannot be read.
+        """
+        claude_bin = args.claude_bin or environ.get("HIVE_CLAUDE_BIN") or None
+        try:
+            context, sleep_s = ContextSettings.from_environ(environ), rate_limit_sleep_s(environ)
+        except ValueError as error:
+            raise BadConfig(str(error)) from None
+        try:
+            login_command = shlex.split(environ.get("HYPERHIVE_LOGIN_CMD", ""))
+        except ValueError as error:
+            raise BadConfig(f"HYPERHIVE_LOGIN_CMD: {error}") from None
         state = Path(args.state or environ.get("HIVE_AGENT_STATE") or DEFAULT_STATE)
         script = args.script or environ.get("HIVE_SCRIPT")
+        runtimes = [environ.get(name, "") for name in ("HIVE_AGENT_RUNTIME", "RUNTIME_DIRECTORY", "TMPDIR")]
         return cls(
             socket=Path(args.socket or environ.get("HIVE_AGENT_SOCKET") or DEFAULT_SOCKET),
             state=state,
@@ -39,13 +93,26 @@ class Config:
             linger_s=args.linger,
             lock=Path(args.lock) if args.lock else None,
             script=Path(script) if script else None,
+            effort=environ.get("HIVE_DEFAULT_EFFORT") or None,
+            context=context,
+            rate_limit_sleep_s=sleep_s,
+            login_command=login_command or (claude_bin or "claude", *DEFAULT_LOGIN_COMMAND[1:]),
+            label=environ.get("HIVE_LABEL", ""),
+            claude_bin=claude_bin,
+            extra_mcp=Path(args.extra_mcp or environ.get("HIVE_EXTRA_MCP") or DEFAULT_EXTRA_MCP),
+            # systemd gives several, with colons between them.
+            runtime=Path(next(filter(None, runtimes), DEFAULT_RUNTIME).partition(":")[0]),
         )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_socket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--socket", metavar="PATH", help=f"the agent's socket [HIVE_AGENT_SOCKET, {DEFAULT_SOCKET}]"
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_socket(parser)
     parser.add_argument(
         "--state", metavar="DIR", help=f"the agent's own directory [HIVE_AGENT_STATE, {DEFAULT_STATE}]"
     )
@@ -55,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--linger",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="end when there was no daemon for that long [never]",
     )
@@ -63,11 +130,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lock", metavar="PATH", help="hold this file locked, and refuse to run when it is held"
     )
     parser.add_argument(
+        "--claude-bin", metavar="FILE", help="the claude to run [HIVE_CLAUDE_BIN, the one on PATH]"
+    )
+    parser.add_argument(
+        "--extra-mcp",
+        metavar="FILE",
+        help=f"more MCP servers, as JSON [HIVE_EXTRA_MCP, {DEFAULT_EXTRA_MCP}]",
+    )
+    parser.add_argument(
         "--script", metavar="FILE", help="JSON that the scripted provider plays [HIVE_SCRIPT]"
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")

@@ -12,10 +12,16 @@ from hive_agent.control import Control
 from hive_agent.event_file import EventFile
 from hive_agent.events import Bus, Publisher
 from hive_agent.link import Link
-from hive_agent.model import ModelChoice, is_model_name
+from hive_agent.login import Login
+from hive_agent.mark import Mark
+from hive_agent.model import EffortChoice, ModelChoice, is_model_name
 from hive_agent.providers import PROVIDERS, BadProvider, Provider
+from hive_agent.readiness import Readiness
+from hive_agent.runner import Runner
 from hive_agent.state import Board, Status
 from hive_agent.turn import TurnLoop
+from hive_agent.turn_stats import TurnStats
+from hive_agent.upkeep import Upkeep
 from hive_core.wire.stream import Caller
 
 log = logging.getLogger(__name__)
@@ -57,7 +63,12 @@ async def serve(
     events = EventFile(config.events_db)
     bus = Bus(events, publisher.add)
     model = ModelChoice(config.model_file, bus.emit, fallback=config.model or provider.default_model)
-    board = Board(bus.emit, provider=provider.name, model=model.current)
+    effort = EffortChoice(
+        config.effort_file, bus.emit, known=provider.capabilities.efforts, fallback=config.effort
+    )
+    board = Board(bus.emit, provider=provider.name, model=model.current, effort=effort.current)
+    stats = TurnStats(config.turn_stats_db)
+    rate_limited = Mark(config.rate_limit_mark)
 
     async def publish(caller: Caller) -> None:
         await publisher.run(caller, board.snapshot)
@@ -66,21 +77,44 @@ async def serve(
         await orders.run(caller)
 
     link = Link(config.socket, attend=[publish, control], linger_s=config.linger_s)
-    turns = TurnLoop(link, provider, emit=bus.emit, board=board, model=model.current)
-    orders = Control(turns, model)
+    runner = Runner(
+        link,
+        provider,
+        emit=bus.emit,
+        board=board,
+        model=model.current,
+        effort=effort.current,
+        record=stats.record,
+    )
+    upkeep = Upkeep(
+        runner,
+        provider.capabilities,
+        emit=bus.emit,
+        board=board,
+        settings=config.context,
+        seed=stats.latest(),
+    )
+    readiness = Readiness(
+        provider, board=board, mark=rate_limited, note=bus.note, sleep_s=config.rate_limit_sleep_s
+    )
+    turns = TurnLoop(link, provider, runner, upkeep, readiness, emit=bus.emit, board=board)
+    login = _make_login(config, provider, board, bus) if provider.capabilities.login else None
+    orders = Control(turns, model, effort, login=login, can_compact=provider.capabilities.compact)
 
     try:
         async with trio.open_nursery() as outer:
             if watch_signals:
                 await outer.start(_stop_on_signal, stop)
             log.info("Harness started provider=%s model=%s", provider.name, model.current())
-            board.set_status(Status.ONLINE)
+            board.let_go(Status.STARTING)
             outer.start_soon(_keep_link, link, stop)
             async with trio.open_nursery() as working:
+                if login is not None:
+                    await working.start(login.run)
                 working.start_soon(turns.run)
                 task_status.started(stop.set)
                 await stop.wait()
-                board.set_status(Status.STOPPING)
+                board.hold(Status.STOPPING)
                 working.cancel_scope.cancel()
             # The link outlives the turns: a turn that was cut off says so.
             if link.connected:
@@ -88,8 +122,26 @@ async def serve(
                     await publisher.wait_drained()
             outer.cancel_scope.cancel()
     finally:
+        rate_limited.remove()
         events.close()
+        stats.close()
     log.info("Harness stopped")
+
+
+def _make_login(config: Config, provider: Provider, board: Board, bus: Bus) -> Login:
+    def show(is_open: bool) -> None:
+        if is_open:
+            board.hold(Status.NEEDS_LOGIN_IN_PROGRESS)
+        else:
+            board.let_go(Status.NEEDS_LOGIN_IN_PROGRESS)
+
+    return Login(
+        config.login_command,
+        cwd=config.state,
+        opened=show,
+        is_logged_in=provider.is_logged_in,
+        note=bus.note,
+    )
 
 
 async def _keep_link(link: Link, stop: trio.Event) -> None:

@@ -1,19 +1,28 @@
-"""The model that turns run with, remembered in one line of a file."""
+"""What turns run with: the model and the effort, each remembered in one line of a file."""
 
 import logging
-import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from hive_agent.events import Emit
+from hive_agent.remembered import read_line, remove, write_line
 from hive_core.wire.ids import Label
 
 log = logging.getLogger(__name__)
 
+DEFAULT_EFFORT: Final = "default"
+"""The word that takes a chosen effort back."""
+
 
 class BadModel(Exception):
     """No name of a model.  The text begins "cannot …"."""
+
+
+class BadEffort(Exception):
+    """No effort that the provider knows.  The text begins "cannot …"."""
 
 
 class ModelChoice:
@@ -37,13 +46,50 @@ class ModelChoice:
             raise BadModel(
                 f"cannot use {model[:80]!r} as a model: a name has 1 to 64 characters and no space"
             )
-        try:
-            _write(self._path, model)
-        except OSError as error:
-            log.warning("Model cannot be remembered: %s", error)
+        write_line(self._path, model)
         if model != self._current:
             self._current = model
             self._emit("model_changed", {"model": model})
+
+
+class EffortChoice:
+    """How hard the model thinks: one of *known*, the provider's words, or None for its own default."""
+
+    def __init__(
+        self, path: Path, emit: Emit, *, known: Collection[str], fallback: str | None = None
+    ) -> None:
+        self._path = path
+        self._emit = emit
+        self._known = known
+        chosen = read_line(path)
+        if chosen is not None and chosen not in known:
+            log.warning("Effort file %s names no effort of this provider", path)
+        if fallback is not None and fallback not in known:
+            log.warning("Effort %r is none of this provider", fallback[:80])
+        self._current = next((word for word in (chosen, fallback) if word in known), None)
+
+    def current(self) -> str | None:
+        return self._current
+
+    def choose(self, effort: str) -> None:
+        """Use *effort* from the next turn on and remember it; `default` forgets it.
+
+        Raises:
+            BadEffort: the provider does not know it.
+        """
+        if not self._known:
+            raise BadEffort("cannot set the effort: this provider has no such choice")
+        if effort == DEFAULT_EFFORT:
+            remove(self._path)
+        elif effort in self._known:
+            write_line(self._path, effort)
+        else:
+            words = ", ".join([*self._known, DEFAULT_EFFORT])
+            raise BadEffort(f"cannot use {effort[:80]!r} as an effort: there are {words}")
+        chosen = None if effort == DEFAULT_EFFORT else effort
+        if chosen != self._current:
+            self._current = chosen
+            self._emit("effort_changed", {"effort": chosen})
 
 
 def is_model_name(text: str) -> bool:
@@ -56,21 +102,10 @@ def is_model_name(text: str) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    try:
-        with path.open(encoding="utf-8") as file:
-            model = file.readline(1000).strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        log.warning("Model file cannot be read: %s", error)
+    model = read_line(path)
+    if model is None:
         return None
     if not is_model_name(model):
         log.warning("Model file %s names no model", path)
         return None
     return model
-
-
-def _write(path: Path, model: str) -> None:
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text(model + "\n", encoding="utf-8")
-    os.replace(unfinished, path)  # noqa: PTH105

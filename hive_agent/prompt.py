@@ -1,9 +1,19 @@
 """The text that wakes a model: who wrote what, and what it should know about it."""
 
+from typing import Final
+
 from msgspec import UNSET
 
 from hive_core.wire.agent import Message
+from hive_core.wire.ids import OPERATOR, SELF, SYSTEM, why_no_agent_name
 from hive_core.wire.limits import MAX_RECV_MESSAGES
+
+_SENDERS: Final = {
+    SELF: "You asked for this turn yourself.",
+    SYSTEM: "It comes from the daemon that runs the hive: no answer is expected.",
+    "reminder": "It is a reminder that you set: no answer is expected.",
+}
+_OUTSIDE: Final = "It comes from outside the hive, under a label that nobody can write to."
 
 
 def render_wake_prompt(message: Message, unread: int) -> str:
@@ -15,6 +25,10 @@ def render_wake_prompt(message: Message, unread: int) -> str:
 
 def _hints(message: Message, unread: int) -> list[str]:
     hints = []
+    if message.sender in _SENDERS:
+        hints.append(_SENDERS[message.sender])
+    elif message.sender not in {OPERATOR, "manager"} and why_no_agent_name(message.sender) is not None:
+        hints.append(_OUTSIDE)
     if message.redelivered:
         hints.append(
             "This message was handed out before: it may already have been handled. "

@@ -6,17 +6,21 @@ one message, so between two turns everything that is leased is lost and may be r
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import trio
 
+from hive_agent.context import AfterTooLong, after_too_long
 from hive_agent.events import Emit
 from hive_agent.link import Calls
 from hive_agent.prompt import render_wake_prompt
-from hive_agent.providers.base import Outcome, Provider, TurnPrompt, TurnResult
-from hive_agent.state import Board, Status, TurnState
-from hive_agent.tools import Tools
+from hive_agent.providers.base import Outcome, Provider, TurnResult
+from hive_agent.readiness import Readiness
+from hive_agent.retry import back_off_s
+from hive_agent.runner import CANCELLED, INTERRUPTED, Runner
+from hive_agent.state import Board, Status
+from hive_agent.upkeep import Upkeep
 from hive_core.wire.agent import (
     Acked,
     AckTurn,
@@ -34,35 +38,36 @@ from hive_core.wire.limits import MAX_RECV_SECONDS
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 3
-LONGEST_BACK_OFF_S: Final = 60.0
 SHORTEST_POLL_S: Final = 1.0
 """A `recv` that comes back empty sooner than this is not asked again before."""
 MAX_ACK_ATTEMPTS: Final = 5
 
-CANCELLED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="cancelled by the operator")
-INTERRUPTED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="interrupted: the harness stops")
-
-
-def back_off_s(failures: int) -> float:
-    """Give the pause after that many failures in a row: 1, 2, 4 … 60 s."""
-    return float(min(2 ** min(failures - 1, 6), LONGEST_BACK_OFF_S))
-
 
 class TurnLoop:
     def __init__(
-        self, link: Calls, provider: Provider, *, emit: Emit, board: Board, model: Callable[[], str]
+        self,
+        link: Calls,
+        provider: Provider,
+        runner: Runner,
+        upkeep: Upkeep,
+        readiness: Readiness,
+        *,
+        emit: Emit,
+        board: Board,
     ) -> None:
         self._link = link
         self._provider = provider
+        self._runner = runner
+        self._upkeep = upkeep
+        self._readiness = readiness
         self._emit = emit
         self._board = board
-        self._model = model
         self._paused = False
         self._quiescing = False
         self._fresh = False
+        self._compact_wanted = False
         # What an earlier harness, or a lost answer, may have left leased.
         self._in_doubt = True
-        self._running: tuple[int, trio.CancelScope] | None = None
         self._waiting = trio.CancelScope()
         self._gate_changed = trio.Event()
         self._at_rest = trio.Event()
@@ -76,20 +81,33 @@ class TurnLoop:
         while True:
             if self._in_doubt:
                 await self._requeue()
-            await self._wait_open()
-            if self._in_doubt:
+            if self._compact_wanted and not self._quiescing:
+                self._compact_wanted = False
+                await self._upkeep.compact()
+            elif self._closed:
+                await self._rest()
+            elif self._in_doubt:
                 continue
-            for message in await self._receive():
-                if message.id not in self._set_aside:
-                    await self._take(message)
+            elif not self._readiness.ready:
+                with self._interruptible():
+                    await self._readiness.wait()
+            else:
+                for message in await self._receive():
+                    if message.id not in self._set_aside:
+                        await self._take(message)
 
     # ── what the operator wants ─────────────────────────────────────────────────────────────────
 
     def set_paused(self, paused: bool) -> None:
         """Take no message while paused.  Also ends a `quiesce`: who asks for the one forgot the other."""
+        if self._paused and not paused:
+            self.try_again()
         self._paused = paused
         self._quiescing = False
-        self._board.set_status(Status.PAUSED if paused else Status.ONLINE)
+        if paused:
+            self._board.hold(Status.PAUSED)
+        else:
+            self._board.let_go(Status.PAUSED)
         self._change_gate()
 
     async def quiesce(self) -> None:
@@ -98,26 +116,33 @@ class TurnLoop:
         self._change_gate()
         await self._at_rest.wait()
 
-    def cancel_turn(self) -> int | None:
-        """Interrupt the running turn; give the id of its message, or None when no turn is running."""
-        if self._running is None:
-            return None
-        message_id, scope = self._running
-        scope.cancel()
-        return message_id
+    def cancel_turn(self) -> str | None:
+        """Interrupt what runs and say what that was; None when nothing does."""
+        return self._runner.cancel()
 
     def begin_new_session(self) -> None:
         self._fresh = True
         self._note("The next turn begins a new session")
 
+    def ask_for_compaction(self) -> bool:
+        """Shorten the conversation now, or, and then it is true, when what runs has ended."""
+        self._compact_wanted = True
+        self._change_gate()
+        self._waiting.cancel()
+        return self._runner.busy
+
+    def try_again(self) -> None:
+        """Something has changed that may end a rate limit or bring credentials: look at once."""
+        self._readiness.try_again()
+        if not self._readiness.ready:
+            self._waiting.cancel()
+
     # ── the loop ────────────────────────────────────────────────────────────────────────────────
 
-    async def _wait_open(self) -> None:
-        while self._closed:
-            self._at_rest.set()
-            await self._gate_changed.wait()
-        if self._at_rest.is_set():
-            self._at_rest = trio.Event()
+    async def _rest(self) -> None:
+        self._at_rest.set()
+        await self._gate_changed.wait()
+        self._at_rest = trio.Event()
 
     async def _requeue(self) -> None:
         try:
@@ -152,60 +177,57 @@ class TurnLoop:
 
     async def _take(self, message: Message) -> None:
         epoch = self._link.epoch
+        fresh = self._fresh or await self._upkeep.before_turn()
+        self._fresh = False
         unread = await self._count_unread()
-        fresh, self._fresh = self._fresh, False
-        started: dict[str, Any] = {
-            "from": message.sender,
-            "body": message.body,
-            "unread": unread,
-            "message_id": message.id,
-        }
+        started: dict[str, Any] = {"message_id": message.id}
         if message.redelivered:
             started["redelivered"] = True
         log.info("Turn started message=%d from=%s", message.id, message.sender)
-        self._board.set_turn_state(TurnState.THINKING)
-        self._emit("turn_start", started)
+        self._runner.begin(message.sender, message.body, unread, **started)
         if fresh:
             self._note("This turn begins a new session")
-        prompt = TurnPrompt(
-            text=render_wake_prompt(message, unread),
-            message=message,
-            unread=unread,
-            model=self._model(),
-            fresh=fresh,
-        )
         result = INTERRUPTED
         try:
-            result = await self._run_turn(prompt)
+            result = await self._turn(message, unread, fresh=fresh)
             settled = result.ok or result is CANCELLED
             if settled:
                 await self._ack(message.id)
         finally:
-            self._end(message, result)
+            note = "" if result.note is None else f" note={result.note!r}"
+            log.info("Turn ended message=%d ok=%s%s", message.id, result.ok, note)
+            self._runner.end(result, message_id=message.id)
         if self._link.epoch != epoch:
             self._in_doubt = True
-        if settled:
-            self._attempts.pop(message.id, None)
-            self._failures_in_a_row = 0
+        if self._readiness.take(result):
+            self._in_doubt = True
+            # The turn did not get as far as forgetting anything.
+            self._fresh = self._fresh or fresh
+        elif settled:
+            await self._after_success(message, result)
         else:
-            await self._after_failure(message)
+            await self._after_failure(message, result)
 
-    async def _run_turn(self, prompt: TurnPrompt) -> TurnResult:
-        message_id = prompt.message.id if prompt.message else 0
-        tools = Tools(self._link, message_id)
-        with trio.CancelScope() as scope:
-            self._running = message_id, scope
-            try:
-                return await self._provider.run_turn(prompt, tools, self._emit)
-            except Refused as refusal:
-                return TurnResult(outcome=Outcome.FAILED, note=refusal.text)
-            except Exception as error:
-                # Somebody's words may have led to it: they must not end the harness, again and again.
-                log.exception("Turn crashed message=%d", message_id)
-                return TurnResult(outcome=Outcome.FAILED, note=f"internal error: {error!r}"[:500])
-            finally:
-                self._running = None
-        return CANCELLED
+    async def _turn(self, message: Message, unread: int, *, fresh: bool) -> TurnResult:
+        """Run the turn over *message*, and once more if the conversation was too long for it."""
+        retried = False
+        while True:
+            model = self._runner.model
+            text = render_wake_prompt(message, unread)
+            result = await self._runner.turn(text, message=message, unread=unread, fresh=fresh)
+            self._upkeep.observe(model, result, fresh=fresh)
+            if result.outcome is not Outcome.PROMPT_TOO_LONG:
+                return result
+            can_compact = self._provider.capabilities.compact
+            plan = after_too_long(can_compact=can_compact, retried=retried)
+            if plan is AfterTooLong.FAIL:
+                return result
+            self._note("The prompt is too long: compacting the conversation, then trying once more")
+            if not await self._upkeep.compact():
+                return result
+            # The first try may have got somewhere before it was too long.
+            message = msgspec.structs.replace(message, redelivered=True)
+            retried, fresh = True, False
 
     async def _ack(self, message_id: int) -> None:
         # With its id: a blanket ack would take along a message whose recv answer was lost.
@@ -220,21 +242,23 @@ class TurnLoop:
             else:
                 return
 
-    def _end(self, message: Message, result: TurnResult) -> None:
-        ended: dict[str, Any] = {"ok": result.ok, "message_id": message.id}
-        if result.note is not None:
-            ended["note"] = result.note
-        note = "" if result.note is None else f" note={result.note!r}"
-        log.info("Turn ended message=%d ok=%s%s", message.id, result.ok, note)
-        self._emit("turn_end", ended)
-        self._board.set_turn_state(TurnState.IDLE)
+    async def _after_success(self, message: Message, result: TurnResult) -> None:
+        self._attempts.pop(message.id, None)
+        self._failures_in_a_row = 0
+        # Who waits for the turn to end, to stop the machine, does not wait for this.
+        if result.ok and not self._quiescing:
+            await self._upkeep.after_good_turn()
 
-    async def _after_failure(self, message: Message) -> None:
+    async def _after_failure(self, message: Message, result: TurnResult) -> None:
         self._failures_in_a_row += 1
         attempts = self._attempts.pop(message.id, 0) + 1
         if attempts < MAX_ATTEMPTS:
             self._attempts[message.id] = attempts
             self._in_doubt = True
+            too_long = result.outcome is Outcome.PROMPT_TOO_LONG
+            if too_long and attempts == MAX_ATTEMPTS - 1 and self._provider.capabilities.sessions:
+                # Else no message would ever be worked on again.
+                self.begin_new_session()
         else:
             self._set_aside.add(message.id)
             log.warning("Message set aside message=%d attempts=%d", message.id, attempts)
@@ -258,10 +282,12 @@ class TurnLoop:
         with self._interruptible():
             await trio.sleep(back_off_s(self._refusals_in_a_row))
 
+    # ── the gate ────────────────────────────────────────────────────────────────────────────────
+
     def _interruptible(self) -> trio.CancelScope:
-        """Give a scope for a wait that is given up as soon as the operator closes the gate."""
+        """Give a scope for a wait that is given up as soon as the operator wants something else."""
         self._waiting = trio.CancelScope()
-        if self._closed:
+        if self._closed or self._compact_wanted:
             self._waiting.cancel()
         return self._waiting
 

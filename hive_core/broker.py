@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import apsw
 import trio
@@ -23,8 +24,11 @@ from hive_core.store.database import Outcome, Store
 from hive_core.store.mailbox import Acked, Delivered, MailboxOp, Post, Posted, Requeued, StoredMessage
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import EVERYONE, OPERATOR
+from hive_core.wire.ids import EVERYONE, OPERATOR, SELF
 from hive_core.wire.limits import MAX_RECV_SECONDS
+
+CONTINUE: Final = "continue"
+"""What a model reads that asked for another turn."""
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +36,13 @@ log = logging.getLogger(__name__)
 class Waiter:
     """A recv that is parked."""
 
-    __slots__ = ("deadline", "deferred", "limit")
+    __slots__ = ("deadline", "deferred", "drained", "limit")
 
-    def __init__(self, limit: int, deadline: float, deferred: Deferred[list[Message]]) -> None:
+    def __init__(
+        self, limit: int, deadline: float, deferred: Deferred[list[Message]], *, drained: bool = False
+    ) -> None:
         self.limit = limit
+        self.drained = drained
         self.deadline = deadline
         self.deferred = deferred
 
@@ -162,6 +169,33 @@ class Broker:
         """
         return self._leave(agent, OPERATOR, body, sender_uid)
 
+    def request_next_turn(self, agent: str, *, sender_uid: int | None) -> Deferred[int] | None:
+        """Let *agent* have a turn of its own when the present one has ended; give the id of what begins it.
+
+        None, and nothing is done, when messages are pending: they begin the next turn.  However often it
+        is asked in one turn, one more turn comes of it.
+
+        Raises:
+            Refused: NOT_FOUND, when the agent was destroyed.
+        """
+        box = self._inbox(agent).mailbox
+        turn = box.working_on
+        # Its sender is the same for all agents, and a key is unique among a sender's messages.
+        key = None if turn is None else f"next turn of {agent} after {turn}"
+        if box.waiting:
+            return None
+        post = Post(
+            first_id=self._take_ids(1),
+            sender=SELF,
+            recipients=[agent],
+            body=CONTINUE,
+            sent_at=self._clock(),
+            cause_id=turn,
+            sender_uid=sender_uid,
+            idempotency_key=key,
+        )
+        return self._post(post)
+
     def _leave(self, agent: str, sender: str, body: str, sender_uid: int | None) -> Deferred[int]:
         delivery.check_body(body)
         self._inbox(agent)
@@ -213,21 +247,30 @@ class Broker:
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────
 
-    def recv(self, agent: str, limit: int, wait_seconds: float | None) -> Deferred[list[Message]]:
+    def recv(
+        self, agent: str, limit: int, wait_seconds: float | None, *, drained: bool = False
+    ) -> Deferred[list[Message]]:
         """Lease up to *limit* messages of *agent*, waiting up to *wait_seconds* for the first.
+
+        What is *drained* belongs to the turn that is running (domain.delivery.Mailbox.take).
 
         Raises:
             Refused: NOT_FOUND, when the agent was destroyed.
         """
         inbox = self._inbox(agent)
         wait_s = min(wait_seconds or 0.0, MAX_RECV_SECONDS)
-        waiter = Waiter(limit, trio.current_time() + wait_s, Deferred(lambda: self._give_up(agent, waiter)))
+        waiter = Waiter(
+            limit,
+            trio.current_time() + wait_s,
+            Deferred(lambda: self._give_up(agent, waiter)),
+            drained=drained,
+        )
         inbox.waiters.append(waiter)
         self._pump(agent)
         return waiter.deferred
 
     def ack(self, agent: str, ids: Iterable[int] | None) -> int:
-        """End the leases of *agent*, or those of *ids*, as done; give how many there were."""
+        """End the leases of *agent*, or those of *ids* and of their turns, as done; give how many."""
         acked = self._inbox(agent).mailbox.ack(ids)
         if acked:
             self._store.mark(Acked(acked, self._clock()))
@@ -243,6 +286,11 @@ class Broker:
             self._changed(agent)
         return len(back)
 
+    def take_back(self, agent: str, ids: Iterable[int]) -> None:
+        """Requeue *ids*, as far as *agent* is still there to have them leased."""
+        if agent in self._inboxes:
+            self.requeue(agent, ids)
+
     def _inbox(self, agent: str) -> _Inbox:
         try:
             return self._inboxes[agent]
@@ -254,7 +302,7 @@ class Broker:
         inbox = self._inboxes[agent]
         box, waiters = inbox.mailbox, inbox.waiters
         while waiters and box.has_ready:
-            messages = box.take(waiters[0].limit)
+            messages = box.take(waiters[0].limit, drained=waiters[0].drained)
             self._store.mark(Delivered([message.id for message in messages], self._clock()))
             self._changed(agent)
             waiters.popleft().deferred.resolve(messages)

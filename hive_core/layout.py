@@ -32,11 +32,17 @@ class AgentDirs:
         """The agent's own; it may do there what it likes."""
         return self.base / "state"
 
+    @property
+    def claude(self) -> Path:
+        """The login and the conversations of its claude."""
+        return self.base / "claude"
+
     def make(self) -> None:
         """Make what is missing."""
         self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.base.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.state.mkdir(exist_ok=True, mode=0o700)
+        self.claude.mkdir(exist_ok=True, mode=0o700)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from hive_agent.providers.base import (
     TurnResult,
     Usage,
 )
+from hive_agent.providers.claude import Claude
 from hive_agent.providers.scripted import Scripted
 
 PROVIDERS: Final[Mapping[str, type[Provider]]] = {
     Scripted.name: Scripted,
+    Claude.name: Claude,
 }
 
 __all__ = [

@@ -27,6 +27,8 @@ class Capabilities:
     """A turn continues the conversation of the one before, unless it is fresh."""
     login: bool = False
     """It needs credentials, and `is_logged_in` can tell."""
+    efforts: tuple[str, ...] = ()
+    """The words for how hard the model thinks, weakest first; none where that cannot be chosen."""
 
 
 class Outcome(StrEnum):
@@ -63,6 +65,8 @@ class TurnPrompt:
     """What the turn is about; None for one that the harness begins by itself."""
     unread: int = 0
     model: str
+    effort: str | None = None
+    """One of the capability's words; None is the provider's own default."""
     fresh: bool = False
     """Begin without the old conversation."""
 
@@ -94,6 +98,8 @@ class Provider(Protocol):
     name: ClassVar[str]
     default_model: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    cut_off: TurnResult | None
+    """The figures of what was cancelled, a turn or a compaction: it could not return them any more."""
 
     @classmethod
     def open(cls, config: Config) -> "Provider":
@@ -114,7 +120,15 @@ class Provider(Protocol):
         """Give the running turn one more text to read; False when none runs that could."""
 
     async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:
-        """Shorten the conversation.  Only with the capability."""
+        """Shorten the conversation.  Only with the capability.
+
+        Cancelled as `run_turn` is.  The result's `last`, where it is known, is how large the
+        conversation is afterwards.
+        """
 
     def is_logged_in(self) -> bool:
-        """Whether there are credentials; true where none are needed.  Looks at files, asks nobody."""
+        """Whether there are credentials; true where none are needed.  Looks at files, asks nobody.
+
+        Asked every two seconds while a login is waited for.  Credentials that a turn was refused with
+        are none until they change.
+        """

@@ -1,6 +1,7 @@
 """The lines of a message that the scripted provider carries out.  Pure."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,12 +29,40 @@ class Fail:
     why: str
 
 
-Directive = Say | Ask | Sleep | Fail
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The turn meets a rate limit of so many seconds, the first time."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """The conversation is too long for this turn, until it is compacted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logout:
+    """The turn finds no credentials, the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The turn's last inference reads so many tokens."""
+
+    tokens: int
+
+
+Directive = Say | Ask | Sleep | Fail | Limit | TooLong | Logout | Context
 
 _SAY: Final = re.compile(r"say\s+([^\s:]+)\s*:\s*(\S.*)", re.IGNORECASE)
 _ASK: Final = re.compile(r"ask\s+operator\s*:\s*(\S.*)", re.IGNORECASE)
 _SLEEP: Final = re.compile(r"sleep\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?", re.IGNORECASE)
+_LIMIT: Final = re.compile(r"limit\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?", re.IGNORECASE)
+_CONTEXT: Final = re.compile(r"context\s+(\d{1,9})", re.IGNORECASE)
 _FAIL: Final = re.compile(r"fail(?:\s*:\s*(.*))?", re.IGNORECASE)
+
+_WORDS: Final[Mapping[str, Directive]] = {"toolong": TooLong(), "logout": Logout()}
 
 
 def parse_directives(body: str) -> list[Directive]:
@@ -48,6 +77,12 @@ def _parse_line(line: str) -> Directive | None:
         return Ask(match[1])
     if match := _SLEEP.fullmatch(line):
         return Sleep(min(float(match[1]), MAX_SLEEP_S))
+    if match := _LIMIT.fullmatch(line):
+        return Limit(min(float(match[1]), MAX_SLEEP_S))
+    if match := _CONTEXT.fullmatch(line):
+        return Context(int(match[1]))
+    if line.lower() in _WORDS:
+        return _WORDS[line.lower()]
     if match := _FAIL.fullmatch(line):
         return Fail(match[1] or "told to fail")
     return None

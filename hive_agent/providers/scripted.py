@@ -5,8 +5,11 @@ shows the one shows the other.  It never answers an answer, so two of them canno
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import trio
@@ -14,8 +17,19 @@ from msgspec import UNSET
 
 from hive_agent.config import Config
 from hive_agent.events import Emit
-from hive_agent.providers.base import BadProvider, Capabilities, Outcome, TurnPrompt, TurnResult
-from hive_agent.providers.directives import Ask, Directive, Fail, Say, Sleep, parse_directives
+from hive_agent.providers.base import BadProvider, Capabilities, Outcome, TurnPrompt, TurnResult, Usage
+from hive_agent.providers.directives import (
+    Ask,
+    Context,
+    Directive,
+    Fail,
+    Limit,
+    Logout,
+    Say,
+    Sleep,
+    TooLong,
+    parse_directives,
+)
 from hive_agent.providers.script import BadScript, ScriptedTurn, read_script
 from hive_agent.tools import Tools
 from hive_core.wire.agent import Message
@@ -24,22 +38,32 @@ from hive_core.wire.ids import EVERYONE, OPERATOR, why_no_agent_name
 
 MAX_QUOTE_CHARS: Final = 80
 MANAGER: Final = "manager"
+WINDOW_TOKENS: Final = 200_000
+COMPACTED_TOKENS: Final = 1000
 
 
 class Scripted:
     name: ClassVar[str] = "scripted"
     default_model: ClassVar[str] = "scripted"
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        compact=True, sessions=True, login=True, efforts=("low", "medium", "high")
+    )
 
-    def __init__(self, turns: Iterable[ScriptedTurn] = ()) -> None:
+    def __init__(self, turns: Iterable[ScriptedTurn] = (), logged_out: Path | None = None) -> None:
+        """*logged_out* is the file that is there after a `logout`, until a login deletes it."""
         self._turns = deque(turns)
+        self._logged_out = logged_out
+        self.cut_off: TurnResult | None = None
+        self._too_long = False
+        self._met: set[int] = set()
 
     @classmethod
     def open(cls, config: Config) -> "Scripted":
+        logged_out = config.state / "scripted-logged-out"
         if config.script is None:
-            return cls()
+            return cls(logged_out=logged_out)
         try:
-            return cls(read_script(config.script).turns)
+            return cls(read_script(config.script).turns, logged_out)
         except BadScript as error:
             raise BadProvider(str(error)) from None
 
@@ -50,18 +74,40 @@ class Scripted:
         if self._turns:
             return await turn.play(self._turns.popleft())
         directives = parse_directives(prompt.message.body)
-        if directives:
-            return await turn.obey(directives)
-        return await turn.answer()
+        if (trouble := self._trouble(directives, prompt.message)) is not None:
+            return trouble
+        contexts = [directive.tokens for directive in directives if isinstance(directive, Context)]
+        deeds = [directive for directive in directives if isinstance(directive, Say | Ask | Sleep | Fail)]
+        result = await (turn.obey(deeds) if deeds else turn.answer())
+        return with_figures(result, contexts[-1]) if contexts else result
 
     async def steer(self, text: str) -> bool:  # noqa: ARG002
         return False
 
     async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:  # noqa: ARG002
-        return TurnResult(outcome=Outcome.OK)
+        self._too_long = False
+        return with_figures(TurnResult(outcome=Outcome.OK), COMPACTED_TOKENS)
 
     def is_logged_in(self) -> bool:
-        return True
+        return self._logged_out is None or not self._logged_out.exists()
+
+    def _trouble(self, directives: Iterable[Directive], message: Message) -> TurnResult | None:
+        """Give the bad end that the message orders; one that was met before comes to a good one."""
+        for directive in directives:
+            match directive:
+                case TooLong() if self._too_long or message.id not in self._met:
+                    self._met.add(message.id)
+                    self._too_long = True
+                    return TurnResult(outcome=Outcome.PROMPT_TOO_LONG, note="Prompt is too long")
+                case Limit(seconds=seconds) if not message.redelivered:
+                    reset_at = time.time() + seconds
+                    return TurnResult(
+                        outcome=Outcome.RATE_LIMITED, note="told to be limited", reset_at=reset_at
+                    )
+                case Logout() if not message.redelivered and self._logged_out is not None:
+                    self._logged_out.touch()
+                    return TurnResult(outcome=Outcome.NEEDS_LOGIN, note="told to log out")
+        return None
 
 
 class _Turn:
@@ -84,7 +130,7 @@ class _Turn:
                 return TurnResult(outcome=Outcome.FAILED, note=step.error)
         return TurnResult(outcome=Outcome.OK if script.ok else Outcome.FAILED, note=script.note)
 
-    async def obey(self, directives: list[Directive]) -> TurnResult:
+    async def obey(self, directives: Iterable[Say | Ask | Sleep | Fail]) -> TurnResult:
         done: list[str] = []
         refusals: list[str] = []
         for directive in directives:
@@ -151,6 +197,12 @@ class _Turn:
 
     def _stream(self, role: str, content: dict[str, Any]) -> None:
         self._emit("stream", {"type": role, "message": {"role": role, "content": [content]}})
+
+
+def with_figures(result: TurnResult, tokens: int) -> TurnResult:
+    """Let *result* say that the last inference read *tokens*."""
+    usage = Usage(input=1, cache_read=max(tokens - 1, 0), output=1)
+    return replace(result, last=usage, total=usage, window=WINDOW_TOKENS, cost_usd=0.0)
 
 
 def expects_answer(message: Message) -> bool:

@@ -38,9 +38,13 @@ COMMANDS: Final[dict[str, Entry]] = {
     "destroy": Entry("lifecycle", "Agents", "Stop agents and forget them, but keep their state"),
     "events": Entry("history", "One agent", "Show what an agent did, event by event"),
     "logs": Entry("history", "One agent", "Show the end of an agent's log"),
+    "stats": Entry("stats", "One agent", "Show what an agent's turns took"),
     "model": Entry("session", "One agent", "Show or set the model an agent uses"),
+    "effort": Entry("session", "One agent", "Show or set how hard an agent's model thinks"),
     "new-session": Entry("session", "One agent", "Let an agent begin its next turn afresh"),
+    "compact": Entry("session", "One agent", "Shorten an agent's conversation to a summary"),
     "cancel": Entry("session", "One agent", "Interrupt an agent's running turn"),
+    "login": Entry("login", "One agent", "Log an agent in to its model's provider"),
     "completion": Entry("completion", "This program", "Print a completion script for your shell"),
     "version": Entry("version", "This program", "Print the version of this program"),
 }

@@ -5,6 +5,7 @@ from typing import Any, Final
 FAILED: Final = "failed"
 NEEDS_LOGIN: Final = "needs_login"
 PAUSED: Final = "paused"
+RATE_LIMITED: Final = "rate_limited"
 STARTING: Final = "starting"
 STOPPING: Final = "stopping"
 STOPPED: Final = "stopped"
@@ -15,6 +16,7 @@ STYLE: Final = {
     FAILED: "red",
     NEEDS_LOGIN: "yellow",
     PAUSED: "yellow",
+    RATE_LIMITED: "yellow",
     STARTING: "cyan",
     STOPPING: "cyan",
     STOPPED: "dim",
@@ -30,6 +32,8 @@ def state_of(row: dict[str, Any]) -> str:
     for flag in (FAILED, NEEDS_LOGIN, PAUSED):
         if row.get(flag):
             return flag
+    if row.get("running") and row.get("status") == RATE_LIMITED:
+        return RATE_LIMITED
     running = bool(row.get("running"))
     wanted = row.get("wanted")
     if wanted == RUNNING and not running:

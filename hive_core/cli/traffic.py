@@ -106,7 +106,9 @@ class Traffic:
             yield Line(at, agent, "·", f"status: {payload.get('status', '?')}", "dim")
         elif kind == "model_changed":
             yield Line(at, agent, "·", f"model: {payload.get('model', '?')}", "dim")
-        elif kind != "turn_state_changed":
+        elif kind == "effort_changed":
+            yield Line(at, agent, "·", f"effort: {payload.get('effort') or 'default'}", "dim")
+        elif kind not in {"turn_state_changed", "token_usage_changed"}:
             yield Line(at, agent, "·", str(kind), "dim")
 
     def _laid_out(self, line: Line) -> list[str]:

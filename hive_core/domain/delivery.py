@@ -17,6 +17,8 @@ from hive_core.wire.limits import MAX_BODY_BYTES
 
 WINDOW_MESSAGES: Final = 256
 WINDOW_BYTES: Final = 2**20
+DRAIN_CHARS: Final = 96 * 2**10
+"""Text that one recv in a turn gives, unless its first message is longer: a model's client cuts the rest."""
 
 
 def route(sender: str, to: str, agents: Collection[str]) -> list[str]:
@@ -81,6 +83,9 @@ class Mailbox:
         self._ready: deque[Message] = deque()
         self._ready_bytes = 0
         self._leased: dict[int, None] = {}
+        self._turn: int | None = None
+        # Leased inside a turn, and the message which that turn began with, if it was known.
+        self._drained: dict[int, int | None] = {}
         # Handed out by an earlier daemon: its agent may still be at work on them and ack them.
         self._working = dict.fromkeys(working)
         self._more = waiting > 0
@@ -104,7 +109,7 @@ class Mailbox:
     @property
     def working_on(self) -> int | None:
         """The message that this agent's turn began with, as far as the daemon can know."""
-        return next(iter(self._leased), None) or next(iter(self._working), None)
+        return self._turn if self._turn in self._leased else next(iter(self._working), None)
 
     def cause(self, in_reply_to: int | None) -> int | None:
         """The message that a send of this agent follows from."""
@@ -120,25 +125,41 @@ class Mailbox:
         else:
             self._append(message)
 
-    def take(self, limit: int) -> list[Message]:
-        """Lease up to *limit* messages, oldest first."""
+    def take(self, limit: int, *, drained: bool = False) -> list[Message]:
+        """Lease up to *limit* messages, oldest first.
+
+        The harness begins a turn with what it takes.  What is *drained* belongs to that turn, and is done
+        or not with it; of these no more are given at once than DRAIN_CHARS allows.
+        """
         taken: list[Message] = []
+        left_chars = DRAIN_CHARS
         while self._ready and len(taken) < limit and not self.paused:
+            left_chars -= len(self._ready[0].body)
+            if drained and taken and left_chars < 0:
+                break
             message = self._ready.popleft()
             self._ready_bytes -= len(message.body)
             self._leased[message.id] = None
             taken.append(message)
         if taken:
             self.waiting -= len(taken)
-            self._working.clear()
+            if drained:
+                self._drained |= dict.fromkeys((message.id for message in taken), self.working_on)
+            else:
+                self._turn = taken[0].id
+                self._working.clear()
         return taken
 
     def ack(self, ids: Iterable[int] | None) -> list[int]:
-        """End leases and give the ids that are done; with *ids*, only those of them that may be."""
+        """End leases and give the ids that are done.
+
+        With *ids*, only those of them that may be, and what was drained in the turns that began with them.
+        """
         if ids is None:
             acked = list(self._leased)
         else:
             given = dict.fromkeys(ids)
+            given |= dict.fromkeys(i for i, turn in self._drained.items() if turn is None or turn in given)
             known = self._leased.keys() | self._working.keys()
             if not given.keys() <= known:
                 known |= {message.id for message in self._ready}
@@ -152,6 +173,7 @@ class Mailbox:
         for message_id in acked:
             self._leased.pop(message_id, None)
             self._working.pop(message_id, None)
+            self._drained.pop(message_id, None)
         if self._loading:
             self._acked_while_loading.update(acked)
         return acked
@@ -163,6 +185,7 @@ class Mailbox:
         )
         for message_id in back:
             del self._leased[message_id]
+            self._drained.pop(message_id, None)
         if ids is None:
             self._working.clear()
         if back:

@@ -34,6 +34,8 @@ class Peer:
     """The agent's name, or `operator`."""
     uid: int
     pid: int
+    in_turn: bool = False
+    """It speaks MCP: a model, whose recv takes messages into the turn that is running."""
 
 
 class Logs(Protocol):

@@ -67,7 +67,7 @@ class _Follower:
         self.last_id = request.after
 
     def misses_before(self, event: Event) -> bool:
-        return self._request.kinds is None and self.last_id is not None and event.id > self.last_id + 1
+        return self.last_id is not None and event.id > self.last_id + 1
 
     async def show(self, event: Event) -> None:
         self.last_id = event.id

@@ -11,6 +11,8 @@ from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.version import VERSION
 
 COMMAND_TIMEOUT_S: Final = 10.0
+LOGIN_TIMEOUT_S: Final = 45.0
+"""The harness gives the login program 30 s for its address, and for an answer to the code."""
 
 
 def whoami(_deps: Deps, peer: Peer, _request: agent.Whoami) -> agent.Identity:
@@ -56,16 +58,48 @@ async def set_model(deps: Deps, _peer: Peer, request: host.SetModel) -> host.Car
     )
 
 
-async def _command(deps: Deps, name: str, make: Make) -> host.Carried:
+async def set_effort(deps: Deps, _peer: Peer, request: host.SetEffort) -> host.Carried:
+    return await _command(
+        deps, request.agent, lambda command_id: agent.SetEffort(id=command_id, effort=request.effort)
+    )
+
+
+async def compact(deps: Deps, _peer: Peer, request: host.Compact) -> host.Carried:
+    return await _command(deps, request.agent, lambda command_id: agent.Compact(id=command_id))
+
+
+async def login_start(deps: Deps, _peer: Peer, request: host.LoginStart) -> host.LoginUrl:
+    carried = await _command(
+        deps, request.agent, lambda command_id: agent.LoginStart(id=command_id), LOGIN_TIMEOUT_S
+    )
+    if not carried.text:
+        raise Refused(ErrorCode.UNAVAILABLE, f"cannot log {request.agent} in: its harness gave no address")
+    return host.LoginUrl(url=carried.text)
+
+
+async def login_code(deps: Deps, _peer: Peer, request: host.LoginCode) -> host.Carried:
+    return await _command(
+        deps,
+        request.agent,
+        lambda command_id: agent.LoginCode(id=command_id, code=request.code),
+        LOGIN_TIMEOUT_S,
+    )
+
+
+async def login_cancel(deps: Deps, _peer: Peer, request: host.LoginCancel) -> host.Carried:
+    return await _command(deps, request.agent, lambda command_id: agent.LoginCancel(id=command_id))
+
+
+async def _command(deps: Deps, name: str, make: Make, timeout_s: float = COMMAND_TIMEOUT_S) -> host.Carried:
     """Send a command to the harness of *name* and wait for what it says.
 
     Raises:
-        Refused: NOT_FOUND; UNAVAILABLE if it is not connected or does not answer in 10 s;
+        Refused: NOT_FOUND; UNAVAILABLE if it is not connected or does not answer in *timeout_s*;
             PRECONDITION_FAILED if it could not.
     """
     deps.supervisor.agent(name)
     answer = deps.control.command(name, make)
-    with trio.move_on_after(COMMAND_TIMEOUT_S):
+    with trio.move_on_after(timeout_s):
         text = await answer.wait()
         return host.Carried(text=text) if text else host.Carried()
     raise Refused(ErrorCode.UNAVAILABLE, f"cannot command {name}: its harness does not answer")

@@ -1,5 +1,8 @@
 """Messages: by the operator on host.sock, and by agents on theirs."""
 
+from collections.abc import Callable
+from functools import partial
+
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.rows import message_row, within_line
@@ -58,13 +61,13 @@ def send(deps: Deps, peer: Peer, request: agent.Send) -> Deferred[agent.Sent]:
 
 
 def recv(deps: Deps, peer: Peer, request: agent.Recv) -> Deferred[agent.Messages]:
-    leased = deps.broker.recv(peer.name, request.max, request.wait_seconds)
+    leased = deps.broker.recv(peer.name, request.max, request.wait_seconds, drained=peer.in_turn)
     return leased.map(lambda found: agent.Messages(messages=found))
 
 
-def hand_back(deps: Deps, peer: Peer, result: agent.Messages) -> None:
-    """The answer of a recv could not be written: nobody has these messages."""
-    deps.broker.requeue(peer.name, [message.id for message in result.messages])
+def hand_back(deps: Deps, peer: Peer, result: agent.Messages) -> Callable[[], object]:
+    """Give what makes these messages deliverable again.  It keeps their ids alone: it is kept for a while."""
+    return partial(deps.broker.take_back, peer.name, [message.id for message in result.messages])
 
 
 def ack_turn(deps: Deps, peer: Peer, request: agent.AckTurn) -> agent.Acked:
@@ -88,6 +91,15 @@ async def recent(deps: Deps, peer: Peer, request: agent.Recent) -> agent.Message
 def wake(deps: Deps, peer: Peer, request: agent.Wake) -> Deferred[agent.Sent]:
     woken = deps.broker.wake(peer.name, request.from_, request.body, sender_uid=peer.uid)
     return woken.map(lambda message_id: agent.Sent(id=message_id))
+
+
+def request_next_turn(
+    deps: Deps, peer: Peer, _request: agent.RequestNextTurn
+) -> agent.NextTurn | Deferred[agent.NextTurn]:
+    requested = deps.broker.request_next_turn(peer.name, sender_uid=peer.uid)
+    if requested is None:
+        return agent.NextTurn()
+    return requested.map(lambda message_id: agent.NextTurn(id=message_id))
 
 
 def operator_msg(deps: Deps, peer: Peer, request: agent.OperatorMsg) -> Deferred[agent.Sent]:

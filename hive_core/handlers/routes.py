@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hive_core.handlers import agents, events, harness, messages, status
+from hive_core.handlers import agents, events, harness, messages, stats, status
 from hive_core.handlers.deps import Role
 from hive_core.wire import agent, host
 
@@ -23,8 +23,8 @@ class Route:
     stream: bool = False
     following: Callable[..., Any] | None = None
     """Answers instead of *handler*, as a stream, when the request's `follow` is true."""
-    undo: Callable[..., None] | None = None
-    """Called with a result that could not be written to its caller."""
+    undo: Callable[..., Callable[[], object]] | None = None
+    """Given a result, gives what takes it back when it does not reach its caller."""
 
     @property
     def is_async(self) -> bool:
@@ -59,6 +59,12 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.CancelTurn: Route(harness.cancel_turn, _OP, host.Carried),
     host.NewSession: Route(harness.new_session, _OP, host.Carried),
     host.SetModel: Route(harness.set_model, _OP, host.Carried),
+    host.SetEffort: Route(harness.set_effort, _OP, host.Carried),
+    host.Compact: Route(harness.compact, _OP, host.Carried),
+    host.LoginStart: Route(harness.login_start, _OP, host.LoginUrl),
+    host.LoginCode: Route(harness.login_code, _OP, host.Carried),
+    host.LoginCancel: Route(harness.login_cancel, _OP, host.Carried),
+    host.Stats: Route(stats.stats, _OP, host.StatsReply),
     host.Status: Route(status.status, _OP, host.StatusReply),
     # an agent's socket
     agent.Send: Route(messages.send, _AG, agent.Sent),
@@ -68,6 +74,7 @@ ROUTES: Final[Mapping[type, Route]] = {
     agent.InboxStatus: Route(messages.inbox_status, _AG, agent.Unread),
     agent.Recent: Route(messages.recent, _AG, agent.Messages),
     agent.Wake: Route(messages.wake, _AG, agent.Sent),
+    agent.RequestNextTurn: Route(messages.request_next_turn, _AG, agent.NextTurn),
     agent.OperatorMsg: Route(messages.operator_msg, _AG, agent.Sent),
     agent.Whoami: Route(harness.whoami, _AG, agent.Identity),
     agent.SetStatus: Route(harness.set_status, _AG, agent.Done),

@@ -90,4 +90,8 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
         pid=agent.machine.pid if agent.machine else UNSET,
         provider=now.provider if now and now.provider else UNSET,
         failure=agent.exits.last if agent.exits.times and not running else UNSET,
+        status=now.status if now else UNSET,
+        effort=now.effort if now and now.effort else UNSET,
+        ctx_tokens=now.ctx_tokens if now and now.ctx_tokens is not None else UNSET,
+        window_tokens=now.window_tokens if now and now.window_tokens is not None else UNSET,
     )

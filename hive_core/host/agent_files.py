@@ -7,9 +7,10 @@ costs that one child its deadline and the agent its own history.  The daemon ope
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from hive_core.domain.event import Event
 from hive_core.host import process
@@ -18,6 +19,7 @@ from hive_core.wire.limits import MAX_EVENT_BYTES
 TIMEOUT_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """What one page of events may hold; the worker stops before it."""
+MAX_STATS_BYTES: Final = 256 * 2**10
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -27,6 +29,33 @@ class _Row(msgspec.Struct, frozen=True):
     payload: msgspec.Raw
 
 
+Figure = Annotated[int, Meta(ge=0, le=2**53)]
+Amount = Annotated[float, Meta(ge=0, le=1e15)]
+Name = Annotated[str, Meta(max_length=64)]
+
+
+class TurnSums(msgspec.Struct, frozen=True, kw_only=True):
+    """What the turns of some time took.  Counts are sorted, the most frequent first."""
+
+    turns: Figure = 0
+    ok_turns: Figure = 0
+    compactions: Figure = 0
+    p50_seconds: Amount | None = None
+    p95_seconds: Amount | None = None
+    input_tokens: Figure = 0
+    output_tokens: Figure = 0
+    cache_read_tokens: Figure = 0
+    cache_creation_tokens: Figure = 0
+    cost_usd: Amount = 0.0
+    ctx_max: Figure = 0
+    tool_calls: Figure = 0
+    tools: list[tuple[Name, Figure]] = []
+    wake_from: list[tuple[Name, Figure]] = []
+    results: list[tuple[Name, Figure]] = []
+    models: list[tuple[Name, Figure]] = []
+
+
+_SUMS: Final = msgspec.json.Decoder(TurnSums)
 _ROW: Final = msgspec.json.Decoder(_Row)
 
 
@@ -52,6 +81,21 @@ async def read_events(
     *lines, last = answer.splitlines() or [b"end"]
     events = [_event(line) for line in lines]
     return [event for event in events if event is not None], last == b"more"
+
+
+async def read_stats(state_dir: Path, *, since: float) -> TurnSums:
+    """Sum up the turns that began at *since*, in unix seconds, or later; nothing when there is no file.
+
+    Raises:
+        process.CommandError: the file cannot be read, or its figures make no sense.
+        trio.TooSlowError: it could not be read in 10 s.
+    """
+    argv = [*_worker("stats", state_dir), "--since", str(since)]
+    answer = await process.run(argv, timeout_s=TIMEOUT_S, max_output_bytes=MAX_STATS_BYTES)
+    try:
+        return _SUMS.decode(answer)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise process.CommandError(f"{' '.join(argv)}: {error}") from None
 
 
 async def remove(base_dir: Path) -> None:

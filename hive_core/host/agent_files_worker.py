@@ -23,16 +23,26 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="agent_files_worker")
-    parser.add_argument("verb", choices=("events", "remove"))
+    parser.add_argument("verb", choices=("events", "remove", "stats"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--after", type=int)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--kind", action="append")
+    parser.add_argument("--since", type=float, default=0.0)
     arguments = parser.parse_args()
     _limit_myself()
     if arguments.verb == "remove":
         if arguments.directory.exists():
             shutil.rmtree(arguments.directory)
+        return 0
+    if arguments.verb == "stats":
+        from hive_core.host.turn_sums import STATS_FILE, sum_up
+
+        try:
+            print(json.dumps(sum_up(arguments.directory, arguments.since, open_read_only)))
+        except (OSError, sqlite3.Error, ValueError) as error:
+            print(f"cannot read {STATS_FILE}: {error}", file=sys.stderr)
+            return 1
         return 0
     try:
         more = _print_events(arguments)
@@ -54,20 +64,31 @@ def _limit_myself() -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _print_events(arguments: argparse.Namespace) -> bool:
-    path = arguments.directory / EVENTS_FILE
+def open_read_only(path: Path) -> sqlite3.Connection | None:
+    """Open a database that an agent may have made, None when there is none.
+
+    Raises:
+        OSError, sqlite3.Error: it is none.
+    """
     try:
         # sqlite would follow a link and hang on a FIFO.
         kind = os.lstat(path).st_mode
     except FileNotFoundError:
-        return False
+        return None
     if not stat.S_ISREG(kind):
         raise OSError("it is not a regular file")
-    kinds = json.dumps(arguments.kind) if arguments.kind else None
-    newest = arguments.after is None
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)
     db.execute("pragma trusted_schema = off")
     db.execute("pragma cell_size_check = on")
+    return db
+
+
+def _print_events(arguments: argparse.Namespace) -> bool:
+    db = open_read_only(arguments.directory / EVENTS_FILE)
+    if db is None:
+        return False
+    kinds = json.dumps(arguments.kind) if arguments.kind else None
+    newest = arguments.after is None
     select = (
         "select id, ts, kind, payload_json from events"
         " where id > ?1 and (?2 is null or kind in (select value from json_each(?2))) order by id "

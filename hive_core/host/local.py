@@ -27,6 +27,30 @@ MAX_LOG_BYTES: Final = 8 * 2**20
 LOG_CHUNK_BYTES: Final = 128 * 2**10
 """Read at once by a follower; as JSON it is six times as long at worst, and fits a line of host.sock."""
 MAX_LOG_LINE_CHARS: Final = 4000
+_HARNESS_VARIABLES: Final = (
+    "HIVE_SCRIPT",
+    "HIVE_DEFAULT_MODEL",
+    "HIVE_DEFAULT_EFFORT",
+    "HIVE_CONTEXT_WINDOW_TOKENS",
+    "HIVE_COMPACT_WATERMARK_TOKENS",
+    "HIVE_AUTO_RESET_WATERMARK_TOKENS",
+    "HIVE_CACHE_TTL_SECS",
+    "HIVE_RATE_LIMIT_SLEEP_SECS",
+    "HYPERHIVE_LOGIN_CMD",
+    "HIVE_CLAUDE_BIN",
+    "HIVE_EXTRA_MCP",
+    *(
+        "CLAUDE_CODE_OAUTH_TOKEN",
+        "CLAUDE_CODE_MAX_RETRIES",
+        "API_TIMEOUT_MS",
+        "MCP_TIMEOUT",
+        "MCP_TOOL_TIMEOUT",
+    ),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"),
+)
+_HARNESS_PREFIXES: Final = ("ANTHROPIC_",)
+"""What a harness is told by the environment, passed on from the daemon's."""
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 log = logging.getLogger(__name__)
@@ -108,10 +132,12 @@ class LocalMachines:
             *("--linger", str(config.linger_s)),
             *(("--model", config.model) if config.model else ()),
         ]
-        environment = process.built_environment({"HIVE_LABEL": agent})
-        for name in ("HIVE_SCRIPT",):
-            if name in os.environ:
-                environment[name] = os.environ[name]
+        # A login of its own: refresh tokens rotate, so one that is shared is lost to all but one.
+        own = {"HIVE_LABEL": agent, "CLAUDE_CONFIG_DIR": str(dirs.claude)}
+        environment = process.built_environment(own)
+        for name, value in os.environ.items():
+            if name in _HARNESS_VARIABLES or name.startswith(_HARNESS_PREFIXES):
+                environment[name] = value
         with dirs.log.open("ab") as log_file:
             child = process.start_session(argv, cwd=dirs.state, log=log_file, env=environment)
         return LocalMachine(child.pid, os.pidfd_open(child.pid), child)

@@ -59,9 +59,11 @@ class Send(Request, frozen=True, kw_only=True, tag="send"):
     A repeat with the same *idempotency_key* returns the first id and stores nothing.
     """
 
-    to: str
-    body: str
-    in_reply_to: RowId | None = None
+    to: Annotated[
+        str, Meta(description="Name of an agent, `operator` (the person), or `*` (every other agent).")
+    ]
+    body: Annotated[str, Meta(description="The text, at most 64 KiB; for more, send the path of a file.")]
+    in_reply_to: Annotated[RowId, Meta(description="Id of the message that this one answers.")] | None = None
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)] | None = None
 
 
@@ -70,10 +72,16 @@ class Sent(Result, frozen=True, kw_only=True):
 
 
 class Recv(Request, frozen=True, kw_only=True, tag="recv"):
-    """Lease the oldest messages, waiting up to *wait_seconds* (capped at 180) for the first."""
+    """Take the oldest messages, waiting up to *wait_seconds* (capped at 180) for the first.
 
-    wait_seconds: Annotated[float, Meta(ge=0)] | None = None
-    max: Annotated[int, Meta(ge=1, le=MAX_RECV_MESSAGES)] = 1
+    They are leased to the caller, and stay so until they are acked or requeued.
+    """
+
+    wait_seconds: (
+        Annotated[float, Meta(ge=0, description="How long to wait; without it the answer comes at once.")]
+        | None
+    ) = None
+    max: Annotated[int, Meta(ge=1, le=MAX_RECV_MESSAGES, description="How many to take at most.")] = 1
 
 
 class Messages(Result, frozen=True, kw_only=True):
@@ -81,7 +89,10 @@ class Messages(Result, frozen=True, kw_only=True):
 
 
 class AckTurn(Request, frozen=True, kw_only=True, tag="ack_turn"):
-    """Mark as done what was handed out since the last ack; with *ids*, only these."""
+    """Mark as done what was handed out since the last ack; with *ids*, only these.
+
+    What was taken over MCP in the turn that began with one of *ids* is done with it.
+    """
 
     ids: list[RowId] | None = None
 
@@ -122,6 +133,18 @@ class Wake(Request, frozen=True, kw_only=True, tag="wake"):
     body: str
 
 
+class RequestNextTurn(Request, frozen=True, kw_only=True, tag="request_next_turn"):
+    """Have another turn as soon as this one has ended: a message from `self` that says `continue`.
+
+    When messages are pending, they begin the next turn and nothing is added.
+    """
+
+
+class NextTurn(Result, frozen=True, kw_only=True):
+    id: int | UnsetType = UNSET
+    """What the next turn begins with; left out when that is a message which is pending."""
+
+
 class OperatorMsg(Request, frozen=True, kw_only=True, tag="operator_msg"):
     """Put a message from `operator` into the caller's own inbox (an agent's own web page does that)."""
 
@@ -144,13 +167,13 @@ class Identity(Result, frozen=True, kw_only=True):
 class SetStatus(Request, frozen=True, kw_only=True, tag="set_status"):
     """Show *text* on this agent's row; an empty one removes it."""
 
-    text: Annotated[str, Meta(max_length=MAX_STATUS_CHARS)]
+    text: Annotated[str, Meta(max_length=MAX_STATUS_CHARS, description="A few words on what you are doing.")]
 
 
 class Logs(Request, frozen=True, kw_only=True, tag="logs"):
     """The last lines of this agent's own log."""
 
-    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)] = 100
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES, description="How many lines.")] = 100
 
 
 class LogLines(Result, frozen=True, kw_only=True):
@@ -181,6 +204,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Label = "online"
     provider: Label | None = None
     model: Label | None = None
+    effort: Label | None = None
+    ctx_tokens: int | None = None
+    """How full the model's context is."""
+    window_tokens: int | None = None
+    """How large it is."""
 
 
 class Publish(Request, frozen=True, kw_only=True, tag="publish"):
@@ -213,6 +241,41 @@ class SetModel(Request, frozen=True, kw_only=True, tag="set_model"):
     model: str
 
 
+class SetEffort(Request, frozen=True, kw_only=True, tag="set_effort"):
+    """Item of the control stream: let the model think that hard from the next turn on and remember it.
+
+    `default` leaves it to the provider.
+    """
+
+    id: int
+    effort: str
+
+
+class Compact(Request, frozen=True, kw_only=True, tag="compact"):
+    """Item of the control stream: shorten the conversation, after the running turn if there is one."""
+
+    id: int
+
+
+class LoginStart(Request, frozen=True, kw_only=True, tag="login_start"):
+    """Item of the control stream: begin a login and answer with the page that a person must open."""
+
+    id: int
+
+
+class LoginCode(Request, frozen=True, kw_only=True, tag="login_code"):
+    """Item of the control stream: give the open login the code that the page showed."""
+
+    id: int
+    code: str
+
+
+class LoginCancel(Request, frozen=True, kw_only=True, tag="login_cancel"):
+    """Item of the control stream: end the open login."""
+
+    id: int
+
+
 class SetPaused(Request, frozen=True, kw_only=True, tag="set_paused"):
     """Item of the control stream: whether the operator has paused this agent.  The stream begins with one."""
 
@@ -226,7 +289,18 @@ class Quiesce(Request, frozen=True, kw_only=True, tag="quiesce"):
     id: int
 
 
-Command = CancelTurn | NewSession | SetModel | SetPaused | Quiesce
+Command = (
+    CancelTurn
+    | NewSession
+    | SetModel
+    | SetEffort
+    | Compact
+    | LoginStart
+    | LoginCode
+    | LoginCancel
+    | SetPaused
+    | Quiesce
+)
 
 
 class ControlDone(Request, frozen=True, kw_only=True, tag="control_done"):
@@ -245,6 +319,7 @@ AnyRequest = (
     | InboxStatus
     | Recent
     | Wake
+    | RequestNextTurn
     | OperatorMsg
     | Whoami
     | SetStatus

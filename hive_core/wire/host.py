@@ -6,7 +6,7 @@ optional keys are left out, never null.  Times are RFC 3339 in UTC with a Z.
 The first group are the verbs of the original: clients of it send exactly these bytes.
 """
 
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -16,6 +16,7 @@ from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import AGENT_NAME_PATTERN, AGENT_NAME_RULE, AgentName, Label, RowId
 from hive_core.wire.limits import (
     HOST_VERSION,
+    MAX_CODE_CHARS,
     MAX_KEY_CHARS,
     MAX_LOG_LINES,
     MAX_ROWS,
@@ -77,6 +78,13 @@ class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | UnsetType = UNSET
     failure: str | UnsetType = UNSET
     """Why it does not run, when it should: the last exit."""
+    status: str | UnsetType = UNSET
+    """What the harness says: `online`, `paused`, `rate_limited`, `needs_login_idle`, …"""
+    effort: str | UnsetType = UNSET
+    ctx_tokens: int | UnsetType = UNSET
+    """How full the model's context is."""
+    window_tokens: int | UnsetType = UNSET
+    """How large it is."""
 
 
 class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,10 +324,90 @@ class SetModel(Request, frozen=True, kw_only=True, tag="set_model"):
     model: Label
 
 
+class SetEffort(Request, frozen=True, kw_only=True, tag="set_effort"):
+    """Let an agent's model think that hard from its next turn on; `default` leaves it to the provider."""
+
+    agent: AgentName
+    effort: Label
+
+
+class Compact(Request, frozen=True, kw_only=True, tag="compact"):
+    """Shorten an agent's conversation, after its running turn.  Answers when that is going to happen."""
+
+    agent: AgentName
+
+
 class Carried(Reply, frozen=True, kw_only=True):
     """The harness carried the command out; *text* is what it says about it."""
 
     text: str | UnsetType = UNSET
+
+
+class LoginStart(Request, frozen=True, kw_only=True, tag="login_start"):
+    """Begin a login of an agent, or find the open one, and give the page that a person must open."""
+
+    agent: AgentName
+
+
+class LoginUrl(Reply, frozen=True, kw_only=True):
+    url: str
+
+
+class LoginCode(Request, frozen=True, kw_only=True, tag="login_code"):
+    """Give an agent's open login the code that the page showed."""
+
+    agent: AgentName
+    code: Annotated[str, Meta(min_length=1, max_length=MAX_CODE_CHARS)]
+
+
+class LoginCancel(Request, frozen=True, kw_only=True, tag="login_cancel"):
+    """End an agent's open login."""
+
+    agent: AgentName
+
+
+class Stats(Request, frozen=True, kw_only=True, tag="stats"):
+    """What the turns took that an agent began in the last day, week or month."""
+
+    agent: AgentName
+    window: Literal["24h", "7d", "30d"] = "24h"
+
+
+class TokenSums(msgspec.Struct, frozen=True, kw_only=True):
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_creation: int = 0
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    count: int
+
+
+class StatsReply(Reply, frozen=True, kw_only=True):
+    """Lists begin with what is most frequent."""
+
+    since: str
+    turns: int
+    ok_turns: int
+    """Those of them that ended well."""
+    ok_rate: float | UnsetType = UNSET
+    """Their share; absent when there was no turn."""
+    compactions: int
+    p50_seconds: float | UnsetType = UNSET
+    """Half of the turns took no longer."""
+    p95_seconds: float | UnsetType = UNSET
+    tokens: TokenSums
+    cost_usd: float
+    """As far as the provider tells it."""
+    ctx_max: int
+    """Tokens of the fullest context."""
+    tool_calls: int
+    tools: list[Count]
+    wake_from: list[Count]
+    results: list[Count]
+    models: list[Count]
 
 
 class Status(Request, frozen=True, kw_only=True, tag="status"):
@@ -370,6 +458,12 @@ AnyRequest = (
     | CancelTurn
     | NewSession
     | SetModel
+    | SetEffort
+    | Compact
+    | LoginStart
+    | LoginCode
+    | LoginCancel
+    | Stats
     | Status
 )
 

@@ -33,9 +33,11 @@ Uid = NewType("Uid", int)
 
 OPERATOR: Final = "operator"
 SYSTEM: Final = "system"
+SELF: Final = "self"
+"""An agent that asked for another turn of its own."""
 EVERYONE: Final = "*"
 
-RESERVED_NAMES: Final = frozenset({OPERATOR, SYSTEM, "manager", "reminder", "self", "all"})
+RESERVED_NAMES: Final = frozenset({OPERATOR, SYSTEM, SELF, "manager", "reminder", "all"})
 
 _AGENT_NAME: Final = re.compile(AGENT_NAME_PATTERN)
 

@@ -49,6 +49,9 @@ MAX_LABEL_CHARS: Final = 64
 MAX_KEY_CHARS: Final = 200
 """An idempotency key."""
 
+MAX_CODE_CHARS: Final = 4096
+"""What a person pastes to finish a login."""
+
 MAX_PUBLISH_EVENTS: Final = 64
 """Events in one publish."""
 

@@ -1,6 +1,6 @@
 """Parts of the harness that do what a test says, in exact time."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar
 
 import msgspec
@@ -92,10 +92,22 @@ class FakeProvider:
     default_model: ClassVar[str] = "fake-1"
     capabilities: ClassVar[Capabilities] = Capabilities()
 
-    def __init__(self, *turns: TurnResult | Exception | Turn) -> None:
+    def __init__(
+        self,
+        *turns: TurnResult | Exception | Turn,
+        can: Capabilities | None = None,
+        compactions: Iterable[TurnResult | Exception] = (),
+    ) -> None:
         self._turns = list(turns) or [OK]
+        self._compactions = list(compactions)
+        self.capabilities = can or Capabilities()  # type: ignore[misc]
         self.prompts: list[TurnPrompt] = []
         self.times: list[float] = []
+        self.cut_off: TurnResult | None = None
+        self.compacted: list[float] = []
+        """When `compact` was called."""
+        self.compaction_takes_s = 0.0
+        self.logged_in = True
 
     @classmethod
     def open(cls, config: Config) -> "FakeProvider":
@@ -115,10 +127,15 @@ class FakeProvider:
         return False
 
     async def compact(self, model: str, tools: Tools, emit: Emit) -> TurnResult:
-        return OK
+        self.compacted.append(trio.current_time())
+        await trio.sleep(self.compaction_takes_s)
+        outcome = self._compactions.pop(0) if self._compactions else OK
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def is_logged_in(self) -> bool:
-        return True
+        return self.logged_in
 
 
 class Emitted:

@@ -1,3 +1,6 @@
+import sqlite3
+import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from hive_agent.config import Config
 from hive_agent.control import RESUBSCRIBE_S
 from hive_agent.events import Emit
 from hive_agent.harness import CannotStart, run, serve
-from hive_agent.providers import TurnPrompt, TurnResult
+from hive_agent.providers import Capabilities, TurnPrompt, TurnResult
+from hive_agent.providers.scripted import Scripted
 from hive_agent.tools import Tools
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import ErrorCode, Refused
@@ -219,6 +223,136 @@ async def test_a_model_on_command_is_used_shown_and_remembered(
     assert config.model_file.read_text() == "opus\n"
 
 
+async def test_an_effort_on_command_is_used_shown_remembered_and_taken_back(
+    patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness, config: Config
+) -> None:
+    provider = FakeProvider(can=Capabilities(efforts=("low", "high")))
+    await start_harness(provider)
+
+    assert await order(daemon, wire.SetEffort(id=1, effort="high")) == (
+        True,
+        "effort high from the next turn on",
+    )
+    daemon.deliver("hello")
+    await daemon.wait_until(lambda daemon: daemon.acked)
+    assert provider.prompts[0].effort == "high"
+    assert daemon.snapshots[-1].effort == "high"
+    assert config.effort_file.read_text() == "high\n"
+
+    assert (await order(daemon, wire.SetEffort(id=2, effort="default")))[0]
+    assert not config.effort_file.exists()
+    await daemon.wait_until(lambda daemon: len(daemon.events_of("effort_changed")) == 2)
+    assert daemon.events_of("effort_changed") == [{"effort": "high"}, {"effort": None}]
+    assert await order(daemon, wire.SetEffort(id=3, effort="huge")) == (
+        False,
+        "cannot use 'huge' as an effort: there are low, high, default",
+    )
+
+
+async def test_a_compaction_on_command(
+    patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness
+) -> None:
+    provider = FakeProvider(can=Capabilities(compact=True))
+    await start_harness(provider)
+
+    assert await order(daemon, wire.Compact(id=1)) == (True, "compacting")
+    await daemon.wait_until(lambda daemon: daemon.events_of("note"))
+
+    assert len(provider.compacted) == 1
+    assert [change["state"] for change in daemon.events_of("turn_state_changed")] == ["compacting", "idle"]
+
+
+async def test_what_the_provider_cannot_do_is_refused(
+    patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness
+) -> None:
+    await start_harness(FakeProvider())
+
+    for command in (
+        wire.Compact(id=1),
+        wire.SetEffort(id=2, effort="high"),
+        wire.LoginStart(id=3),
+        wire.LoginCode(id=4, code="x"),
+        wire.LoginCancel(id=5),
+    ):
+        ok, text = await order(daemon, command)
+        assert not ok
+        assert str(text).startswith("cannot")
+
+
+async def test_a_login_on_command_brings_the_agent_online_by_itself(
+    daemon: FakeDaemon, start_harness: StartHarness, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "scripted-logged-out").touch()
+    give = f"import os; os.unlink({str(tmp_path / 'scripted-logged-out')!r})"
+    command = [sys.executable, "-c", f"print('https://login.example/x ', flush=True); input(); {give}"]
+    login = replace(config, login_command=command)
+    daemon.deliver("hello")
+    await start_harness(Scripted.open(login), login)
+    await daemon.wait_until(lambda daemon: daemon.snapshots[-1:])
+    assert daemon.snapshots[-1].status == "needs_login_idle"
+
+    assert await order(daemon, wire.LoginStart(id=1)) == (True, "https://login.example/x")
+    assert await order(daemon, wire.LoginCode(id=2, code="4f2a")) == (True, "logged in")
+    await daemon.wait_until(lambda daemon: daemon.acked)
+
+    assert daemon.events_of("status_changed") == [
+        {"status": "needs_login_idle"},
+        {"status": "needs_login_in_progress"},
+        {"status": "needs_login_idle"},
+        {"status": "online"},
+    ]
+
+
+async def test_a_login_is_cancelled_on_command(
+    daemon: FakeDaemon, start_harness: StartHarness, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "scripted-logged-out").touch()
+    command = [sys.executable, "-c", "print('https://login.example/x ', flush=True); input()"]
+    login = replace(config, login_command=command)
+    await start_harness(Scripted.open(login), login)
+    await order(daemon, wire.LoginStart(id=1))
+
+    assert await order(daemon, wire.LoginCancel(id=2)) == (True, "login cancelled")
+    await daemon.wait_until(lambda daemon: daemon.snapshots[-1].status == "needs_login_idle")
+    assert await order(daemon, wire.LoginCancel(id=3)) == (False, "cannot cancel the login: none is open")
+
+
+async def test_turns_are_in_the_stats_and_seed_the_next_harness(
+    patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness, config: Config
+) -> None:
+    daemon.deliver("context 5000")
+    daemon.deliver("fail: no disk")
+    stop = await start_harness()
+    await daemon.wait_until(lambda daemon: len(daemon.events_of("turn_end")) == 2)
+    stop()
+    await daemon.wait_until(lambda daemon: daemon.snapshots[-1].status == "stopping")
+
+    with closing(sqlite3.connect(config.turn_stats_db)) as db:
+        found = db.execute("SELECT result_kind, wake_from, message_id FROM turn_stats").fetchall()
+    assert found == [("ok", "operator", 1), ("failed", "operator", 2)]
+
+    await start_harness(FakeProvider())
+    await daemon.wait_until(lambda daemon: daemon.snapshots[-1].status == "online")
+    assert daemon.snapshots[-1].ctx_tokens == 5000
+
+
+async def test_a_harness_that_stops_while_parked_leaves_no_mark(
+    patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness, config: Config
+) -> None:
+    daemon.deliver("limit 100")
+    stop = await start_harness()
+    await daemon.wait_until(
+        lambda daemon: daemon.snapshots[-1:] and daemon.snapshots[-1].status == "rate_limited"
+    )
+    assert config.rate_limit_mark.exists()
+
+    stop()
+    await daemon.wait_until(lambda daemon: daemon.snapshots[-1].status == "stopping")
+    await trio.sleep(2)
+
+    assert not config.rate_limit_mark.exists()
+
+
 @pytest.mark.parametrize("model", ["", "two words", "--dangerous", "a\nb", "x" * 65])
 async def test_what_is_no_name_of_a_model_is_refused(
     patient_clock: MockClock, daemon: FakeDaemon, start_harness: StartHarness, model: str
@@ -343,7 +477,7 @@ async def test_a_harness_that_lingered_in_vain_ends_by_itself(
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"provider": "oracle"}, "no provider 'oracle'; there are: scripted"),
+        ({"provider": "oracle"}, "no provider 'oracle'; there are: claude, scripted"),
         ({"model": "two words"}, "'two words' is no name of a model"),
         ({"script": Path("/nowhere.json")}, "nowhere.json"),
     ],

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hive_agent.model import BadModel, ModelChoice
+from hive_agent.model import BadEffort, BadModel, EffortChoice, ModelChoice
 
 from .fakes import Emitted
 
@@ -57,3 +57,57 @@ def test_a_choice_that_is_no_name_changes_nothing(tmp_path: Path) -> None:
         model.choose("two words")
 
     assert model.current() == "haiku"
+
+
+# ── effort ──────────────────────────────────────────────────────────────────────────────────────
+
+LEVELS = ("low", "high")
+
+
+@pytest.mark.parametrize(
+    ("content", "fallback", "effort"),
+    [
+        (None, None, None),
+        (None, "low", "low"),
+        ("high\n", "low", "high"),
+        ("huge\n", "low", "low"),
+        ("huge\n", "huge", None),
+        ("\n", None, None),
+    ],
+)
+def test_an_effort_is_the_files_then_what_was_told(
+    tmp_path: Path, content: str | None, fallback: str | None, effort: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "effort").write_text(content)
+
+    choice = EffortChoice(tmp_path / "effort", Emitted(), known=LEVELS, fallback=fallback)
+
+    assert choice.current() == effort
+
+
+def test_an_effort_is_remembered_told_and_forgotten(tmp_path: Path) -> None:
+    emitted = Emitted()
+    choice = EffortChoice(tmp_path / "effort", emitted, known=LEVELS)
+
+    choice.choose("high")
+    choice.choose("high")
+    assert EffortChoice(tmp_path / "effort", emitted, known=LEVELS).current() == "high"
+    choice.choose("default")
+
+    assert EffortChoice(tmp_path / "effort", emitted, known=LEVELS).current() is None
+    assert emitted.of("effort_changed") == [{"effort": "high"}, {"effort": None}]
+
+
+@pytest.mark.parametrize(
+    ("known", "effort"), [(LEVELS, "huge"), (LEVELS, "--x"), ((), "low"), ((), "default")]
+)
+def test_an_effort_that_the_provider_does_not_know_is_refused(
+    tmp_path: Path, known: tuple[str, ...], effort: str
+) -> None:
+    choice = EffortChoice(tmp_path / "effort", Emitted(), known=known)
+
+    with pytest.raises(BadEffort, match=r"^cannot"):
+        choice.choose(effort)
+
+    assert not (tmp_path / "effort").exists()

@@ -115,7 +115,10 @@ def test_what_cannot_be_used_ends_with_one_line(start: Start) -> None:
     process = start("--provider", "oracle")
 
     assert process.wait(10) == 1
-    assert process.communicate()[1] == "cannot serve: there is no provider 'oracle'; there are: scripted\n"
+    assert (
+        process.communicate()[1]
+        == "cannot serve: there is no provider 'oracle'; there are: claude, scripted\n"
+    )
 
 
 def test_the_program_is_light_until_it_serves() -> None:
@@ -149,7 +152,7 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[
 
 def config_of(monkeypatch: pytest.MonkeyPatch, *argv: str) -> Config:
     seen: list[Config] = []
-    monkeypatch.setattr("hive_agent.__main__.serve", lambda config: seen.append(config) or 0)
+    monkeypatch.setattr("hive_agent.commands.serve", lambda config: seen.append(config) or 0)
     main(["serve", *argv])
     return seen[0]
 

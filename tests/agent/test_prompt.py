@@ -1,3 +1,5 @@
+import pytest
+
 from hive_agent.prompt import render_wake_prompt
 
 from .fakes import message
@@ -26,3 +28,25 @@ def test_what_may_have_been_handled_says_so() -> None:
 
 def test_a_broadcast_may_need_nothing() -> None:
     assert "no action may be needed" in render_wake_prompt(message(broadcast=True), 0)
+
+
+@pytest.mark.parametrize(
+    ("sender", "hint"),
+    [
+        ("self", "You asked for this turn yourself"),
+        ("system", "from the daemon"),
+        ("reminder", "a reminder that you set"),
+        ("mail from bob", "under a label that nobody can write to"),
+        ("bash-task-12 (done)", "under a label that nobody can write to"),
+    ],
+)
+def test_a_sender_that_is_no_agent_is_explained_and_its_label_stands_as_it_is(sender: str, hint: str) -> None:
+    prompt = render_wake_prompt(message(7, "hi", sender), 0)
+
+    assert prompt.startswith(f"Message 7 from {sender}:\n\nhi\n\n(")
+    assert hint in prompt
+
+
+@pytest.mark.parametrize("sender", ["operator", "manager", "bob"])
+def test_a_sender_who_can_be_answered_is_not(sender: str) -> None:
+    assert render_wake_prompt(message(7, "hi", sender), 0) == f"Message 7 from {sender}:\n\nhi"

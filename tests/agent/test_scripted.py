@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,18 @@ from trio.testing import MockClock
 
 from hive_agent.config import Config
 from hive_agent.providers import BadProvider, Outcome, TurnPrompt, TurnResult
-from hive_agent.providers.directives import Ask, Directive, Fail, Say, Sleep, parse_directives
+from hive_agent.providers.directives import (
+    Ask,
+    Context,
+    Directive,
+    Fail,
+    Limit,
+    Logout,
+    Say,
+    Sleep,
+    TooLong,
+    parse_directives,
+)
 from hive_agent.providers.scripted import Scripted, render_digest
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import ErrorCode, Refused
@@ -57,6 +69,14 @@ class Played:
         ("fail: no disk", [Fail("no disk")]),
         ("fail:", [Fail("told to fail")]),
         ("say bob: one\nchatter\n\nsleep 1\nfail", [Say("bob", "one"), Sleep(1.0), Fail("told to fail")]),
+        ("limit 5", [Limit(5.0)]),
+        ("limit 0.5s", [Limit(0.5)]),
+        ("limit 999999", [Limit(300.0)]),
+        ("Toolong", [TooLong()]),
+        ("logout", [Logout()]),
+        ("context 160000", [Context(160_000)]),
+        ("context matters", []),
+        ("limit", []),
         ("say bob:", []),
         ("say it again: please", []),
         ("sleep well", []),
@@ -107,6 +127,55 @@ async def test_a_refused_send_is_told_to_the_sender_and_does_not_fail_the_turn()
     problem = "could not tell carol: cannot send: no agent is named carol"
     assert result == TurnResult(outcome=Outcome.OK, note=problem)
     assert played.sent[-1] == ("operator", f"done: {problem}; told bob 1 word", 7)
+
+
+async def test_a_limit_is_met_once() -> None:
+    played = Played()
+
+    limited = await played.turn(message(7, "limit 5\nsay bob: hi"))
+    assert limited.outcome is Outcome.RATE_LIMITED
+    assert limited.reset_at is not None
+    assert abs(limited.reset_at - time.time() - 5) < 1
+    assert played.sent == []
+
+    assert (await played.turn(message(7, "limit 5\nsay bob: hi", redelivered=True))).ok
+    assert played.sent[0] == ("bob", "hi", None)
+
+
+async def test_a_conversation_is_too_long_until_it_is_compacted() -> None:
+    played = Played()
+    tools: Any = played.tools
+
+    outcomes = [(await played.turn(message(7, "toolong"))).outcome for _ in range(2)]
+    compacted = await played.provider.compact("scripted", tools, played.emitted)
+    outcomes.append((await played.turn(message(7, "toolong"))).outcome)
+    outcomes.append((await played.turn(message(8, "toolong"))).outcome)
+
+    assert compacted.last is not None
+    too_long = Outcome.PROMPT_TOO_LONG
+    assert outcomes == [too_long, too_long, Outcome.OK, too_long]
+
+
+async def test_a_logout_lasts_until_somebody_takes_the_file_away(config: Config, tmp_path: Path) -> None:
+    played = Played(Scripted.open(config))
+    assert played.provider.is_logged_in()
+
+    result = await played.turn(message(7, "logout"))
+
+    assert result.outcome is Outcome.NEEDS_LOGIN
+    assert not played.provider.is_logged_in()
+    (tmp_path / "scripted-logged-out").unlink()
+    assert played.provider.is_logged_in()
+    assert (await played.turn(message(7, "logout", redelivered=True))).ok
+
+
+async def test_a_context_is_told_as_figures() -> None:
+    result = await Played().turn(message(7, "context 160000"))
+
+    assert result.ok
+    assert result.last is not None
+    assert result.last.prompt == 160_000
+    assert result.window == 200_000
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────

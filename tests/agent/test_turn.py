@@ -1,38 +1,17 @@
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hive_agent.events import Emit
 from hive_agent.providers import TurnPrompt, TurnResult
-from hive_agent.state import Board, Status
+from hive_agent.state import Status
 from hive_agent.tools import Tools
-from hive_agent.turn import TurnLoop, back_off_s
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import Disconnected, ErrorCode, Refused
 
-from .fakes import FAILED, OK, Emitted, FakeLink, FakeProvider, message
+from .fakes import FAILED, OK, FakeLink, FakeProvider, message
+from .rig import Rig
 
 UNAVAILABLE = Refused(ErrorCode.UNAVAILABLE, "cannot write: the disk is full")
-
-
-class Rig:
-    def __init__(self, link: FakeLink, provider: FakeProvider) -> None:
-        self.emitted = Emitted()
-        self.board = Board(self.emitted, provider="fake", model=lambda: "fake-1", clock=lambda: 5.0)
-        self.turns = TurnLoop(link, provider, emit=self.emitted, board=self.board, model=lambda: "fake-1")
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[TurnLoop]:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.turns.run)
-            yield self.turns
-            nursery.cancel_scope.cancel()
-
-    async def run_for(self, seconds: float) -> None:
-        with trio.move_on_after(seconds):
-            await self.turns.run()
 
 
 async def sleep_ten(prompt: TurnPrompt, tools: Tools, emit: Emit) -> TurnResult:
@@ -108,13 +87,6 @@ async def test_a_message_that_is_set_aside_is_skipped_in_silence_when_it_comes_a
     assert [start["message_id"] for start in rig.emitted.of("turn_start")] == [7, 7, 7, 8, 8, 9]
     assert [ack.ids for ack in link.requests_of(wire.AckTurn)] == [[8], [9]]
     assert [leased.id for leased in link.leased] == [7]
-
-
-def test_the_back_off_doubles_up_to_a_minute() -> None:
-    assert [back_off_s(failures) for failures in (1, 2, 3, 4, 5, 6, 7, 8, 9000)] == [
-        *(1, 2, 4, 8, 16, 32, 60),
-        *(60, 60),
-    ]
 
 
 async def test_failures_of_one_message_after_another_keep_backing_off(autojump_clock: MockClock) -> None:
@@ -291,7 +263,7 @@ async def test_a_cancelled_turn_is_acked_and_does_not_come_again(autojump_clock:
 
     async with rig.running() as turns:
         await trio.sleep(3)
-        assert turns.cancel_turn() == 7
+        assert turns.cancel_turn() == "the turn over message 7"
         await trio.sleep(0.5)
 
     assert [ack.ids for ack in link.requests_of(wire.AckTurn)] == [[7]]
@@ -338,7 +310,7 @@ async def test_a_new_session_holds_for_exactly_one_turn(autojump_clock: MockCloc
 async def test_the_status_of_a_stopping_harness_does_not_change_back(autojump_clock: MockClock) -> None:
     rig = Rig(FakeLink(), FakeProvider())
 
-    rig.board.set_status(Status.STOPPING)
+    rig.board.hold(Status.STOPPING)
     rig.turns.set_paused(False)
 
     assert rig.board.snapshot().status == "stopping"

@@ -213,6 +213,83 @@ async def test_a_wake_lands_in_the_own_inbox_under_its_label(hive: Hive) -> None
     assert (message.sender, message.body) == ("ci", "build 7 failed")
 
 
+# ── turns ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_was_drained_is_acked_with_its_turn_and_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sqlite"
+    async with hive_at(path, "alice", "bob") as hive:
+        begun, drained, later = [await hive.send("alice", "bob", text) for text in "abc"]
+        assert ids(await hive.recv("bob")) == [begun]
+        assert ids(await hive.broker.recv("bob", 1, None, drained=True).wait()) == [drained]
+        assert hive.broker.ack("bob", [begun]) == 2
+    async with hive_at(path, "alice", "bob") as hive:
+        found = await hive.recv("bob", 32, 5)
+        assert [(message.id, message.redelivered) for message in found] == [(later, False)]
+
+
+async def test_a_turn_asked_for_begins_with_a_message_from_self(hive: Hive) -> None:
+    begun = await hive.send("alice", "bob")
+    await hive.recv("bob")
+    requested = hive.broker.request_next_turn("bob", sender_uid=7)
+    assert requested is not None
+    own_id = await requested.wait()
+    hive.broker.ack("bob", [begun])
+
+    (message,) = await hive.recv("bob")
+
+    assert (message.id, message.sender, message.body) == (own_id, "self", "continue")
+    (row,) = [row for row in await hive.store.read(mailbox.page, 0, 10) if row.id == own_id]
+    assert (row.cause_id, row.sender_uid, row.redelivered) == (begun, 7, 0)
+
+
+async def test_a_turn_asked_for_often_comes_once(hive: Hive) -> None:
+    await hive.send("alice", "bob")
+    await hive.recv("bob")
+    asked = [hive.broker.request_next_turn("bob", sender_uid=7) for _ in range(5)]
+    assert len({await answer.wait() for answer in asked if answer is not None}) == 1
+    assert hive.broker.request_next_turn("bob", sender_uid=7) is None
+    assert hive.broker.count_unread("bob") == 1
+
+    # Taken in the same turn, it is spent: the turn cannot ask for another.
+    await hive.broker.recv("bob", 1, None, drained=True).wait()
+    again = hive.broker.request_next_turn("bob", sender_uid=7)
+    assert again is not None
+    await again.wait()
+    assert hive.broker.count_unread("bob") == 0
+
+
+async def test_a_turn_is_not_asked_for_while_messages_are_pending(hive: Hive) -> None:
+    await hive.send("alice", "bob", "one")
+    pending = await hive.send("alice", "bob", "two")
+    await hive.recv("bob")
+    assert hive.broker.request_next_turn("bob", sender_uid=7) is None
+    assert ids(await hive.recv("bob", 32)) == [pending]
+
+
+async def test_turns_of_different_messages_and_agents_each_get_their_own(hive: Hive) -> None:
+    asked = []
+    for _ in range(2):
+        for agent in ("bob", "carol"):
+            await hive.send("alice", agent)
+            await hive.recv(agent)
+            requested = hive.broker.request_next_turn(agent, sender_uid=7)
+            assert requested is not None
+            asked.append(await requested.wait())
+            hive.broker.ack(agent, None)
+            await hive.recv(agent)
+            hive.broker.ack(agent, None)
+    assert len(set(asked)) == 4
+
+
+async def test_a_turn_can_be_asked_for_without_one_running(hive: Hive) -> None:
+    for _ in range(2):
+        requested = hive.broker.request_next_turn("bob", sender_uid=7)
+        assert requested is not None
+        assert ids(await hive.recv("bob", 1, 5)) == [await requested.wait()]
+        hive.broker.ack("bob", None)
+
+
 async def test_an_agent_that_was_destroyed_gets_its_messages_when_it_comes_back(hive: Hive) -> None:
     sent = await hive.send("alice", "bob")
     parked = hive.broker.recv("carol", 1, 180)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 Request = dict[str, Any]
 Answer = dict[str, Any] | list[dict[str, Any]] | bytes | None
@@ -133,3 +133,19 @@ def message(message_id: int, sender: str, recipient: str, body: str, **more: Any
         "body": body,
         "sent_at": f"2026-01-31T12:00:{message_id % 60:02}Z",
     } | more
+
+
+NO_STATS: Final = {
+    "since": "2026-01-30T12:00:00Z",
+    "turns": 0,
+    "ok_turns": 0,
+    "compactions": 0,
+    "tokens": {"input": 0, "output": 0, "cache_read": 0, "cache_creation": 0},
+    "cost_usd": 0.0,
+    "ctx_max": 0,
+    "tool_calls": 0,
+    "tools": [],
+    "wake_from": [],
+    "results": [],
+    "models": [],
+}

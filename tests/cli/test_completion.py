@@ -41,7 +41,7 @@ def test_bash_reads_its_script(hive: RunHive) -> None:
 
 
 def test_commands_are_offered() -> None:
-    assert complete("hive st") == ["status", "start", "stop"]
+    assert complete("hive st") == ["status", "start", "stop", "stats"]
 
 
 def test_options_are_offered() -> None:

@@ -73,6 +73,15 @@ def test_show_says_why_an_agent_failed(host: FakeHost, hive: RunHive) -> None:
     assert lines["harness"] == "not connected"
 
 
+def test_show_says_how_full_the_context_is(host: FakeHost, hive: RunHive) -> None:
+    host.add("alice", ctx_tokens=150_000, window_tokens=200_000, effort="high", status="rate_limited")
+
+    lines = dict(line.split("\t") for line in hive("show", "alice").out.splitlines())
+
+    assert lines["context"] == "150000 of 200000 tokens (75%)"
+    assert (lines["effort"], lines["state"]) == ("high", "rate_limited")
+
+
 @pytest.mark.usefixtures("terminal")
 def test_show_on_a_terminal_leaves_out_what_is_empty(host: FakeHost, hive: RunHive) -> None:
     host.add("alice")

@@ -8,7 +8,7 @@ import pytest
 from hive_core.wire.host import decode_request
 
 from .conftest import RunHive
-from .fake_host import FakeHost, message
+from .fake_host import NO_STATS, FakeHost, message
 
 SENT = {"cmd": "send", "to": "alice", "body": "hello you"}
 
@@ -34,6 +34,14 @@ CASES: list[tuple[str, list[dict[str, Any]]]] = [
     ("watch alice bob", [{"cmd": "watch", "agents": ["alice", "bob"]}]),
     ("model alice opus", [{"cmd": "set_model", "agent": "alice", "model": "opus"}]),
     ("model alice", []),
+    ("effort alice high", [{"cmd": "set_effort", "agent": "alice", "effort": "high"}]),
+    ("effort alice", []),
+    ("compact alice", [{"cmd": "compact", "agent": "alice"}]),
+    ("login alice --code 4f2a", [{"cmd": "login_code", "agent": "alice", "code": "4f2a"}]),
+    ("login alice --cancel", [{"cmd": "login_cancel", "agent": "alice"}]),
+    ("login alice --json", [{"cmd": "login_start", "agent": "alice"}]),
+    ("stats alice", [{"cmd": "stats", "agent": "alice", "window": "24h"}]),
+    ("stats alice --window 7d", [{"cmd": "stats", "agent": "alice", "window": "7d"}]),
     ("new-session alice", [{"cmd": "new_session", "agent": "alice"}]),
     ("cancel alice", [{"cmd": "cancel_turn", "agent": "alice"}]),
     ("status", [{"cmd": "status"}]),
@@ -68,6 +76,8 @@ def friendly_host(host: FakeHost) -> FakeHost:
         "events": lambda request: [] if request.get("follow") else {"events": []},
         "logs": lambda request: [] if request.get("follow") else {"lines": []},
         "watch": [],
+        "login_start": {"url": "https://login.example/"},
+        "stats": NO_STATS,
     }
     return host
 

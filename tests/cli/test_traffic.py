@@ -174,3 +174,13 @@ def test_watch_as_json_is_the_items(host: FakeHost, hive: RunHive) -> None:
     host.answers["watch"] = [{"agent": "alice", "event": {"id": 1}}, {"agent_statuses": []}]
 
     assert hive("watch", "--json").out == '{"agent":"alice","event":{"id":1}}\n{"agent_statuses":[]}\n'
+
+
+def test_figures_are_not_traffic_and_an_effort_is() -> None:
+    traffic = Traffic()
+
+    figures = {"ts": "2026-01-31T12:00:00Z", "kind": "token_usage_changed", "payload": {"ctx": 5}}
+    effort = {"ts": "2026-01-31T12:00:00Z", "kind": "effort_changed", "payload": {"effort": None}}
+
+    assert traffic.render({"agent": "alice", "event": figures}) == []
+    assert traffic.render({"agent": "alice", "event": effort})[0].endswith("alice    · effort: default")

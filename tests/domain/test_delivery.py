@@ -141,7 +141,7 @@ def test_the_cause_of_a_send_is_what_its_turn_began_with() -> None:
     for message_id in (1, 2):
         box.committed(message(message_id))
     box.take(1)
-    box.take(1)
+    box.take(1, drained=True)
     assert box.cause(None) == 1
     assert box.cause(2) == 2
     assert box.cause(77) == 1
@@ -153,6 +153,93 @@ def test_after_a_restart_the_cause_is_what_was_handed_out_before() -> None:
     assert Mailbox(waiting=3, working=[4, 5]).cause(None) == 4
 
 
+def test_a_message_that_was_set_aside_is_no_cause_of_later_turns() -> None:
+    box = mailbox_with(1, 2)
+    box.take(1)
+    box.take(1)
+    assert box.cause(None) == 2
+    box.ack([2])
+    assert box.cause(None) is None
+
+
+# ── what a model takes in a turn ────────────────────────────────────────────────────────────────
+
+
+def mailbox_with(*ids: int, body: str = "x") -> Mailbox:
+    box = Mailbox()
+    for message_id in ids:
+        box.committed(message(message_id, body))
+    return box
+
+
+def test_what_was_drained_in_a_turn_is_done_with_it() -> None:
+    box = mailbox_with(1, 2, 3, 4)
+    box.take(1)
+    box.take(2, drained=True)
+    assert sorted(box.ack([1])) == [1, 2, 3]
+    assert box.leased == []
+    assert box.waiting == 1
+
+
+def test_what_was_drained_in_a_turn_that_failed_is_not_done_by_the_next_one() -> None:
+    box = mailbox_with(1, 2, 3)
+    box.take(1)
+    box.take(1, drained=True)
+    box.take(1)  # the harness has set message 1 aside, and goes on
+    assert box.ack([3]) == [3]
+    assert box.leased == [1, 2]
+    assert box.requeue() == [1, 2]
+    assert [taken.id for taken in reloaded(box, 1, 2).take(9)] == [1, 2]
+    assert box.ack([1]) == [1]
+
+
+def test_what_was_drained_comes_again_when_the_turn_is_requeued() -> None:
+    box = mailbox_with(1, 2)
+    box.take(1)
+    box.take(1, drained=True)
+    assert box.requeue() == [1, 2]
+    assert box.ack([1]) == []
+
+
+def test_what_was_drained_and_handed_back_is_not_done_with_the_turn() -> None:
+    box = mailbox_with(1, 2)
+    box.take(1)
+    box.take(1, drained=True)
+    assert box.requeue([2]) == [2]
+    assert box.ack([1]) == [1]
+    assert box.waiting == 1
+
+
+def test_what_was_drained_without_a_turn_is_done_with_the_next_one() -> None:
+    box = mailbox_with(1, 2)
+    box.take(1, drained=True)
+    box.take(1)
+    assert sorted(box.ack([2])) == [1, 2]
+
+
+def test_draining_does_not_begin_a_turn() -> None:
+    box = Mailbox(waiting=2, working=[4])
+    assert box.needs_load()
+    box.loaded([message(4), message(5)], whole=True)
+    box.take(2, drained=True)
+    assert box.cause(None) == 4
+    assert sorted(box.ack([4])) == [4, 5]
+
+
+def test_draining_stops_where_a_client_would_cut() -> None:
+    half = "x" * (delivery.DRAIN_CHARS // 2)
+    box = mailbox_with(1, 2, 3, body=half)
+    assert [taken.id for taken in box.take(9, drained=True)] == [1, 2]
+    assert [taken.id for taken in mailbox_with(1, body=half * 3).take(9, drained=True)] == [1]
+    assert len(mailbox_with(1, 2, 3, body=half).take(9)) == 3
+
+
+def reloaded(box: Mailbox, *ids: int) -> Mailbox:
+    assert box.needs_load()
+    box.loaded([message(message_id) for message_id in ids], whole=True)
+    return box
+
+
 class MailboxModel(RuleBasedStateMachine):
     """A mailbox with a small window against a plain list of rows, with loads that take their time."""
 
@@ -162,6 +249,8 @@ class MailboxModel(RuleBasedStateMachine):
         self.box = Mailbox()
         self.unacked: list[int] = []
         self.leased: list[int] = []
+        self.turn: int | None = None
+        self.drained: dict[int, int | None] = {}
         self.next_id = 1
         self.load: tuple[list[Message], bool] | None = None
 
@@ -175,9 +264,14 @@ class MailboxModel(RuleBasedStateMachine):
             self.box.committed(message(self.next_id))
             self.next_id += 1
 
-    @rule(limit=st.integers(1, 5))
-    def take(self, limit: int) -> None:
-        taken = [taken.id for taken in self.box.take(limit)]
+    @rule(limit=st.integers(1, 5), drained=st.booleans())
+    def take(self, limit: int, drained: bool) -> None:
+        taken = [taken.id for taken in self.box.take(limit, drained=drained)]
+        if drained:
+            turn = self.turn if self.turn in self.leased else None
+            self.drained |= dict.fromkeys(taken, turn)
+        elif taken:
+            self.turn = taken[0]
         deliverable = [i for i in self.unacked if i not in self.leased]
         assert taken == deliverable[: len(taken)]
         self.leased += taken
@@ -187,15 +281,33 @@ class MailboxModel(RuleBasedStateMachine):
     @rule(ids=st.none() | st.lists(st.integers(1, 60)))
     def ack(self, ids: Iterable[int] | None) -> None:
         acked = self.box.ack(ids)
-        assert set(self.leased if ids is None else set(ids) & set(self.leased)) <= set(acked)
+        expected = set(self.leased)
+        if ids is not None:
+            with_turn = {i for i, turn in self.drained.items() if turn is None or turn in ids}
+            expected &= set(ids) | with_turn
+        assert expected <= set(acked)
+        # Beyond what is leased, only what was named may be done: an ack that crossed a restart.
+        assert set(acked) - expected <= set(ids or ())
         assert set(acked) <= set(self.unacked)
+        assert len(acked) == len(set(acked))
+        self._forget(acked)
         self.unacked = [i for i in self.unacked if i not in acked]
-        self.leased = [i for i in self.leased if i not in acked]
 
     @rule()
     def requeue(self) -> None:
         assert sorted(self.box.requeue()) == sorted(self.leased)
-        self.leased = []
+        self._forget(self.leased)
+
+    @rule(ids=st.lists(st.integers(1, 60)))
+    def hand_back(self, ids: list[int]) -> None:
+        back = self.box.requeue(dict.fromkeys(ids))
+        assert set(back) == set(ids) & set(self.leased)
+        self._forget(back)
+
+    def _forget(self, ids: Iterable[int]) -> None:
+        gone = set(ids)
+        self.leased = [i for i in self.leased if i not in gone]
+        self.drained = {i: turn for i, turn in self.drained.items() if i not in gone}
 
     @precondition(lambda self: self.load is None)
     @rule()

@@ -119,7 +119,7 @@ def test_a_lock_file_names_no_index(lock: str) -> None:
     text = (ROOT / lock).read_text()
 
     assert [
-        word for word in ("http", "--index-url", "--extra-index-url", "--find-links") if word in text
+        word for word in ("://", "--index-url", "--extra-index-url", "--find-links") if word in text
     ] == []
 
 

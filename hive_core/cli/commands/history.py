@@ -34,7 +34,7 @@ def events(
     """Show what an agent did, event by event.
 
     Oldest first: id, time, kind, payload. Kinds are turn_start, stream, note, turn_end, status_changed,
-    model_changed, turn_state_changed.
+    model_changed, effort_changed, token_usage_changed, turn_state_changed.
     """
     request: dict[str, Any] = {"cmd": "events", "agent": agent, "limit": limit}
     if after is not None:

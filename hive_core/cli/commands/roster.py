@@ -17,7 +17,8 @@ def ls(settings: Settings) -> None:
     """List the agents and what they do.
 
     Columns: agent, state, turn and for how long, unread messages, model, isolation, and what the agent
-    says of itself. A state is one of failed, needs_login, paused, starting, stopping, stopped, running.
+    says of itself. A state is one of failed, needs_login, paused, rate_limited, starting, stopping, stopped,
+    destroying, running.
     """
     rows = list(settings.hive().roster().values())
     if settings.as_json:
@@ -47,6 +48,8 @@ def show(settings: Settings, agent: str) -> None:
         ("turn", _turn(row, now)),
         ("unread", row.get("unread", 0)),
         ("model", row.get("active_model")),
+        ("effort", row.get("effort")),
+        ("context", _context(row)),
         ("provider", row.get("provider")),
         ("isolation", row.get("isolation")),
         ("pid", row.get("pid")),
@@ -104,6 +107,13 @@ def _turn(row: dict[str, Any], now: datetime) -> str | None:
         return None
     since = human.age(row.get("turn_state_since"), now)
     return f"{row['turn_state']} {since}".strip()
+
+
+def _context(row: dict[str, Any]) -> str | None:
+    tokens, window = row.get("ctx_tokens"), row.get("window_tokens")
+    if tokens is None or not window:
+        return None
+    return f"{tokens} of {window} tokens ({tokens / window:.0%})"
 
 
 def _ago(rfc3339: object, now: datetime) -> str | None:

@@ -1,4 +1,4 @@
-"""hive model, hive new-session, hive cancel: what the harness of one agent carries out."""
+"""hive model, effort, new-session, compact, cancel: what the harness of one agent carries out."""
 
 import click
 
@@ -31,6 +31,43 @@ def model(settings: Settings, agent: str, model_name: str | None) -> None:
         output.say(visible(used))
     else:
         output.note(f"{agent} has not said which model it uses")
+
+
+@command("effort", examples="hive effort alice\nhive effort alice high\nhive effort alice default")
+@agent_argument()
+@click.argument("level", metavar="[LEVEL]", required=False)
+def effort(settings: Settings, agent: str, level: str | None) -> None:
+    """Show or set how hard an agent's model thinks.
+
+    The levels are the provider's; a wrong one is answered with the list. A new one is used from the next
+    turn on, and remembered; "default" leaves it to the provider again.
+    """
+    hive = settings.hive()
+    if level is not None:
+        reply = hive.ask({"cmd": "set_effort", "agent": agent, "effort": level}, agents=[agent])
+        _say(
+            settings,
+            {"agent": agent, "effort": level} | reply,
+            f"{agent} thinks with effort {level} from its next turn on",
+        )
+        return
+    used = hive.row(agent).get("effort")
+    if settings.as_json:
+        output.dump({"agent": agent, "effort": used})
+    else:
+        output.say(visible(used or "default"))
+
+
+@command("compact", examples="hive compact alice")
+@agent_argument()
+def compact(settings: Settings, agent: str) -> None:
+    """Shorten an agent's conversation to a summary.
+
+    That happens by itself before its model's context is full; a running turn ends first. `hive events`
+    shows when it is done.
+    """
+    reply = settings.hive().ask({"cmd": "compact", "agent": agent}, agents=[agent])
+    _say(settings, {"agent": agent} | reply, f"{agent} shortens its conversation")
 
 
 @command("new-session", examples="hive new-session alice")

@@ -1,0 +1,243 @@
+"""The tools that an agent's model may call: requests of the agent socket, described and told for a model.
+
+Names and arguments are those of the original.  What an argument may be, and what it means, stands in the
+request's struct; here is only what a model needs beyond that.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from hive_core.handlers.deps import Role
+from hive_core.handlers.routes import ROUTES
+from hive_core.wire import agent
+from hive_core.wire.envelope import DECODE_ERRORS, explain
+from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.limits import MAX_KEY_CHARS
+
+KEY_META: Final = "hyperhive/key"
+"""In a call's `_meta`: the caller's word that a repeat with the same text is the same call."""
+TOOL_USE_META: Final = "claudecode/toolUseId"
+
+_JS_SAFE: Final = 2**53
+
+Render = Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """*advice* follows what the request's docstring says; *render* puts the result into words."""
+
+    name: str
+    request: type[agent.Request]
+    render: Render
+    advice: str = ""
+    reads_only: bool = False
+
+    @property
+    def description(self) -> str:
+        said = re.sub(r"\*(\w+)\*", r"`\1`", (self.request.__doc__ or "").partition("\n\n")[0])
+        return " ".join(f"{said} {self.advice}".split())
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the arguments, whole in itself."""
+        return _schema_of(self.request)
+
+    def read(self, arguments: Mapping[str, Any], meta: Mapping[str, Any]) -> agent.Request:
+        """Give the request that a call with *arguments* means.
+
+        Raises:
+            Refused: INVALID_ARGUMENT, naming the argument.
+        """
+        known = self.schema["properties"]
+        for name in arguments:
+            if name not in known:
+                raise Refused(ErrorCode.INVALID_ARGUMENT, self._explain_unknown(name, list(known)))
+        # Some clients write null for what their model left out; none of ours means anything by it.
+        given = {name: value for name, value in arguments.items() if value is not None}
+        try:
+            request = msgspec.convert(given | {"type": _tag_of(self.request)}, self.request)
+        except DECODE_ERRORS as error:
+            text = f"cannot call {self.name}: {explain(error)}"
+            raise Refused(ErrorCode.INVALID_ARGUMENT, text) from None
+        if isinstance(request, agent.Send):
+            key = _idempotency_key(meta, request)
+            return msgspec.structs.replace(request, idempotency_key=key)
+        return request
+
+    def _explain_unknown(self, name: str, known: list[str]) -> str:
+        near = difflib.get_close_matches(name[:40], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+        return f"cannot call {self.name}: there is no argument {name[:40]!r}; {hint}"
+
+
+class Annotations(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    read_only_hint: bool
+    destructive_hint: bool = False
+    open_world_hint: bool = False
+
+
+class ListedTool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A tool as tools/list shows it."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    annotations: Annotations
+
+
+@cache
+def tools_for(role: Role) -> Mapping[str, Tool]:
+    """The tools that *role* may call, by name."""
+    return {tool.name: tool for tool in TOOLS if ROUTES[tool.request].may_call is role}
+
+
+@cache
+def listed_for(role: Role) -> list[ListedTool]:
+    return [
+        ListedTool(
+            name=tool.name,
+            description=tool.description,
+            input_schema=tool.schema,
+            annotations=Annotations(read_only_hint=tool.reads_only),
+        )
+        for tool in tools_for(role).values()
+    ]
+
+
+# ── results as a model reads them ───────────────────────────────────────────────────────────────
+
+
+def render_messages(result: agent.Messages) -> str:
+    return "\n\n".join(map(_render_message, result.messages)) or "(empty)"
+
+
+def _render_message(message: agent.Message) -> str:
+    answers = "" if message.in_reply_to is UNSET else f' in_reply_to="{message.in_reply_to}"'
+    # A body cannot end its own element, and so cannot speak in another one's name.
+    body = message.body.replace("</message", "&lt;/message")
+    text = f'<message id="{message.id}" from="{_attribute(message.sender)}"{answers}>\n{body}\n</message>'
+    if message.redelivered:
+        text += (
+            f"\n(Message {message.id} was handed out before: it may already have been handled. "
+            "Check before you do anything a second time.)"
+        )
+    if message.broadcast:
+        text += f"\n(Message {message.id} went to everyone: no action may be needed.)"
+    return text
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _render_sent(result: agent.Sent) -> str:
+    return f"Accepted as message {result.id}."
+
+
+def _render_identity(result: agent.Identity) -> str:
+    return f"You are {result.name}, {result.role} in this hive (hyperhive {result.version})."
+
+
+def _render_lines(result: agent.LogLines) -> str:
+    return "\n".join(result.lines) or "(empty)"
+
+
+def _render_next_turn(result: agent.NextTurn) -> str:
+    if isinstance(result.id, UnsetType):
+        return "Messages are pending: they begin your next turn when this one ends."
+    return f"Your next turn begins when this one ends, with message {result.id} from self."
+
+
+# ── arguments ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _idempotency_key(meta: Mapping[str, Any], send: agent.Send) -> str | None:
+    """A key for what its caller may repeat, in a space that no other caller's key is in."""
+    key = meta.get(KEY_META)
+    if isinstance(key, str) and key:
+        return f"mcp:{key}" if len(key) <= MAX_KEY_CHARS - 8 else f"mcp#{_digest(key)}"
+    tool_use = meta.get(TOOL_USE_META)
+    if isinstance(tool_use, str) and tool_use:
+        # Not by the id alone: some backends count from 0 in every conversation.
+        return f"tool#{_digest(tool_use, send.to, str(send.in_reply_to), send.body)}"
+    return None
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def _tag_of(request: type[agent.Request]) -> str:
+    return str(request.__struct_config__.tag)
+
+
+@cache
+def _schema_of(request: type[agent.Request]) -> dict[str, Any]:
+    whole = msgspec.json.schema(request)
+    schema: dict[str, Any] = _plain(whole, whole["$defs"])
+    del schema["title"]
+    schema.pop("description", None)
+    for name in ("type", "idempotency_key"):
+        schema["properties"].pop(name, None)
+    required = [name for name in schema.pop("required") if name in schema["properties"]]
+    return schema | ({"required": required} if required else {}) | {"additionalProperties": False}
+
+
+def _plain(node: Any, defs: Mapping[str, Any]) -> Any:
+    """Give *node* without references, without the null that stands for an absent argument, and
+    without bounds that no client's numbers can hold.
+    """
+    if isinstance(node, list):
+        return [_plain(child, defs) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _plain(defs[node["$ref"].rpartition("/")[2]], defs)
+    plain = {
+        key: _plain(value, defs)
+        for key, value in node.items()
+        if key != "$defs" and not (key in {"minimum", "maximum"} and abs(value) >= _JS_SAFE)
+    }
+    if plain.get("default", ...) is None:
+        del plain["default"]
+    choices = [choice for choice in plain.get("anyOf", ()) if choice != {"type": "null"}]
+    if len(choices) == 1:
+        del plain["anyOf"]
+        plain |= choices[0]
+    return plain
+
+
+TOOLS: Final = (
+    Tool(
+        "recv",
+        agent.Recv,
+        render_messages,
+        "Messages reach you by themselves, one a turn; call this to take more of them within a turn. "
+        "With wait_seconds=180 it is the way to wait, for an answer as much as for time to pass. "
+        "What you take counts as handled when your turn ends well.",
+    ),
+    Tool(
+        "send",
+        agent.Send,
+        _render_sent,
+        "To answer a message, send to whom it is from and give its id as in_reply_to.",
+    ),
+    Tool("whoami", agent.Whoami, _render_identity, reads_only=True),
+    Tool("get_logs", agent.Logs, _render_lines, reads_only=True),
+    Tool("set_status", agent.SetStatus, lambda _result: "Done.", "The operator sees it."),
+    Tool(
+        "request_next_turn",
+        agent.RequestNextTurn,
+        _render_next_turn,
+        "Call it when there is more to do than fits this turn.",
+    ),
+)

@@ -1,0 +1,39 @@
+"""The official client lists and calls every tool, over the bare socket and over the bridge."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hive_core.serve.mcp_tools import TOOLS
+
+from .conftest import Daemon
+
+pytest.importorskip("mcp")
+
+
+@pytest.mark.parametrize("how", ["socket", "bridge"])
+def test_the_official_client_does_all_that_can_be_done(daemon: Daemon, how: str) -> None:
+    script = Path(__file__).with_name("sdk_client.py")
+    done = subprocess.run(
+        [sys.executable, str(script), how, str(daemon.path())], capture_output=True, text=True, timeout=50
+    )
+
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["server"], seen["protocol"]) == ("hyperhive", "2025-11-25")
+    assert "You are the agent alice" in seen["instructions"]
+    assert seen["tools"] == [tool.name for tool in TOOLS]
+    assert seen["whoami"]["data"]["name"] == "alice"
+    assert seen["set_status"]["text"] == "Done."
+    assert seen["get_logs"]["data"] == {"lines": []}
+    assert not seen["send"]["error"]
+    assert seen["refused"] == {"error": True, "text": "cannot send: no agent is named 'nobody'", "data": None}
+    assert seen["empty"]["text"] == "(empty)"
+    assert seen["parked"]["data"]["messages"][0]["body"] == "to myself"
+    # What was given up took nothing, so the turn that was asked for is there to be taken.
+    assert seen["given_up"] is True
+    assert seen["after"]["data"]["messages"][0]["sender"] == "self"
+    assert [row["body"] for row in daemon.inbox("bob")] == ["from the SDK"]
