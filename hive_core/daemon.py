@@ -1,5 +1,6 @@
 """The composition root: makes the parts, joins them by callbacks, and nests them in the order of stopping."""
 
+import gc
 import logging
 import signal
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -32,6 +34,9 @@ from hive_core.wire.errors import Refused
 
 GIL_SWITCH_S = 0.0005
 """The writer thread needs the GIL back after each statement; at Python's 5 ms a busy loop starves it."""
+
+GC_ALLOCATIONS: Final = 20_000
+"""Objects that a batch may hold at once before Python looks for garbage; at its 700 that is each batch."""
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +88,7 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
                 workers.start_soon(_die_with, store)
                 async with _running_hive(store, layout, config, stop, workers) as supervisor:
                     workers.start_soon(_watchdog, store, notifier)
+                    _collect_garbage_rarely()
                     log.info("Hive is ready home=%s socket=%s", layout.home, layout.host_socket)
                     notifier.ready(f"{len(supervisor.names)} agents")
                     await stop.wait()
@@ -103,9 +109,8 @@ async def _running_hive(
     broker = Broker(store, announce=feed.message, changed=feed.changed)
     machines = LocalMachines(layout.agent, config)
 
-    async def appear(name: str, paused: bool) -> None:
+    async def enlist(name: str, paused: bool) -> None:
         await broker.register(name, paused=paused)
-        await doors.open(name)
 
     async def vanish(name: str) -> None:
         await doors.close(name)
@@ -130,7 +135,7 @@ async def _running_hive(
         broker.set_paused(name, paused)
         control.tell(name, wire.SetPaused(id=0, paused=paused))
 
-    hooks = Hooks(appear, vanish, purge, quiesce, pause, feed.changed)
+    hooks = Hooks(enlist, doors.open, vanish, purge, quiesce, pause, feed.changed)
     supervisor = Supervisor(store, machines, hooks, config)
     group = usable_group(config().admin_group)
     deps = Deps(
@@ -160,6 +165,13 @@ async def _running_hive(
         await workers.start(supervisor.run)
         await serving.start(host_door.run, stop, config().drain_s)
         yield supervisor
+
+
+def _collect_garbage_rarely() -> None:
+    """A message leaves no cycles behind, so looking for them after each batch only makes senders wait."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 20)
 
 
 async def _obey_signals(

@@ -61,7 +61,8 @@ class Ring(Generic[T]):
 
     def end_here(self) -> None:
         self._ended = True
-        self._readers.unpark_all()
+        if self._readers:
+            self._readers.unpark_all()
 
     def clear(self) -> None:
         self._items.clear()

@@ -7,6 +7,7 @@ a result; a stream's is an async function that emits items until it ends or its 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from hive_core.handlers import agents, events, harness, messages, status
@@ -26,7 +27,7 @@ class Route:
     undo: Callable[..., None] | None = None
     """Called with a result that could not be written to its caller."""
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.handler)
 

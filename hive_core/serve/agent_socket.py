@@ -1,6 +1,7 @@
 """An agent's socket: frames of its harness, many calls and streams at once."""
 
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,12 @@ from hive_core.wire.limits import MAX_OPEN_CALLS, MAX_OPEN_STREAMS, PROTOCOL, SM
 from hive_core.wire.stream import HELLO_TIMEOUT_S, Connection
 from hive_core.wire.version import VERSION
 
+CALLS_PER_TURN: Final = 32
+"""Taken from one connection before all others have had their turn."""
+
+MAX_SLOW_CALLS: Final = 2
+"""Of one agent, that may be reading the database or a file at once; the others wait in line."""
+
 MAX_HELLO_BYTES: Final = 4096
 """Before its hello a peer may not make us keep more; the limits of frames come after it."""
 
@@ -26,13 +33,19 @@ TOO_MANY: Final = envelope.encode_fault(0, ErrorCode.UNAVAILABLE, "cannot serve:
 log = logging.getLogger(__name__)
 
 
-async def answer(
-    deps: Deps, name: str, allowed_uid: int, large: trio.Lock, stop: trio.Event, connection: Connection
-) -> None:
-    """Serve one connection at the socket of agent *name*, for processes of *allowed_uid* alone.
+@dataclass(frozen=True)
+class Shares:
+    """What the connections of one agent share, so that it holds up nobody but itself."""
 
-    One connection at a time holds *large*, which it needs to send a frame above SMALL_FRAME_BYTES.
-    """
+    large: trio.Lock = field(default_factory=trio.Lock)
+    """Held by the one that sends a frame above SMALL_FRAME_BYTES."""
+    slow: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_SLOW_CALLS))
+
+
+async def answer(
+    deps: Deps, name: str, allowed_uid: int, shares: Shares, stop: trio.Event, connection: Connection
+) -> None:
+    """Serve one connection at the socket of agent *name*, for processes of *allowed_uid* alone."""
     process = connection.credentials()
     if process.uid != allowed_uid:
         log.warning("Peer refused at the socket of %s uid=%d pid=%d", name, process.uid, process.pid)
@@ -44,7 +57,7 @@ async def answer(
         return
     async with trio.open_nursery() as nursery:
         peer = Peer(Role.AGENT, name, process.uid, process.pid)
-        session = _Session(deps, peer, connection, decoder, large, nursery)
+        session = _Session(deps, peer, connection, decoder, shares, nursery)
         nursery.start_soon(session.stop_reading_when, stop)
         try:
             await session.read()
@@ -120,11 +133,11 @@ class _Session:
         peer: Peer,
         connection: Connection,
         decoder: FrameDecoder,
-        large: trio.Lock,
+        shares: Shares,
         nursery: trio.Nursery,
     ) -> None:
         self._deps, self._peer, self._connection = deps, peer, connection
-        self._decoder, self._large, self._nursery = decoder, large, nursery
+        self._decoder, self._shares, self._nursery = decoder, shares, nursery
         self._reading = trio.CancelScope()
         self._open: dict[int, Deferred[msgspec.Struct] | trio.CancelScope] = {}
         self._streams: set[int] = set()
@@ -134,16 +147,20 @@ class _Session:
     async def read(self) -> None:
         """Take requests until the peer leaves or `stop_reading_when` says so."""
         holds_large = False
+        taken = 0
         try:
             with self._reading:
                 while True:
                     while (payload := self._decoder.next_payload()) is not None:
                         self._take(payload)
+                        taken += 1
+                        if taken % CALLS_PER_TURN == 0:
+                            await trio.lowlevel.checkpoint()
                     if not holds_large and self._decoder.wanted_bytes > SMALL_FRAME_BYTES:
-                        await self._large.acquire()
+                        await self._shares.large.acquire()
                         holds_large = True
                     elif holds_large and self._decoder.wanted_bytes <= SMALL_FRAME_BYTES:
-                        self._large.release()
+                        self._shares.large.release()
                         holds_large = False
                     chunk = await self._connection.receive()
                     if not chunk:
@@ -156,7 +173,7 @@ class _Session:
             raise
         finally:
             if holds_large:
-                self._large.release()
+                self._shares.large.release()
 
     async def stop_reading_when(self, stop: trio.Event) -> None:
         await stop.wait()
@@ -245,7 +262,8 @@ class _Session:
                     await route.handler(self._deps, self._peer, request, emit)
                     self._connection.send_nowait(envelope.encode_end(call_id))
                 else:
-                    result = await route.handler(self._deps, self._peer, request)
+                    async with self._shares.slow:
+                        result = await route.handler(self._deps, self._peer, request)
                     self._connection.send_nowait(envelope.encode_reply(call_id, result))
             if scope.cancelled_caught:
                 self._fault(call_id, Refused(ErrorCode.CANCELLED, "cannot go on: the call was cancelled"))

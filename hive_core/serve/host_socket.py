@@ -71,6 +71,7 @@ class _Session:
                     break
                 await self._answer_line(line)
                 await self._connection.drain()
+                await trio.lowlevel.checkpoint()  # however many lines came at once
 
     async def _answer_line(self, line: bytes) -> None:
         if not line.strip():
@@ -130,8 +131,8 @@ class _Session:
                 await handler(emit)
             except (Refused, CutOff) as error:
                 refusal = error
-            except (Disconnected, trio.Cancelled):
-                raise
+            except Disconnected:
+                pass  # said below, outside the nursery, which would wrap it in a group
             except Exception:
                 bug = log_bug("host.sock")
             nursery.cancel_scope.cancel()
