@@ -80,7 +80,7 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
     sys.setswitchinterval(GIL_SWITCH_S)
     layout.make()
     notifier = Notifier()
-    with only_daemon(layout.state):
+    with only_daemon(layout.state), only_daemon(layout.run):
         async with open_store(layout.database, apply_batch) as store:
             stop, interrupted = trio.Event(), trio.Event()
             async with trio.open_nursery() as workers:

@@ -227,8 +227,10 @@ class Supervisor:
             self._nursery = nursery
             rows = [row for row in await self._store.read(agents.all_agents) if self._is_left(row)]
             # All the mailboxes before the first socket: who connects may write to any of them at once.
-            for row in rows:
-                await self._hooks.enlist(row.name, row.paused)
+            # Together, so that their reads share the writer's batches.
+            async with trio.open_nursery() as enlisting:
+                for row in rows:
+                    enlisting.start_soon(self._hooks.enlist, row.name, row.paused)
             for row in rows:
                 try:
                     await self._take_up(row)

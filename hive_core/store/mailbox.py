@@ -14,6 +14,9 @@ from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import OPERATOR
 from hive_core.wire.limits import MAX_LINE_BYTES
 
+RECENT_IDS: Final = 50_000
+"""How far back `recent` looks: an agent may ask for it again and again, and must not keep the reader busy."""
+
 MAX_CHAIN: Final = 100
 """Messages that `why` follows back."""
 
@@ -204,7 +207,7 @@ def _post_checked(db: apsw.Connection, post: Post) -> Posted | Refused:
     return Posted(post.first_id, thread_id or post.first_id, new=True)
 
 
-# Named, since the planner would rather walk messages_by_recipient through everything ever acked.
+# Named, so that a query that could not use it fails instead of walking through everything ever acked.
 _UNACKED: Final = "messages indexed by messages_waiting"
 
 
@@ -289,8 +292,16 @@ def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessag
 
 
 def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
-    """The newest messages to *recipient*, oldest first."""
-    return _page(db, "recipient = ? order by id desc limit ?", (recipient, limit))[::-1]
+    """The newest messages to *recipient*, oldest first.
+
+    All there are of the operator's; of an agent's those among the hive's newest RECENT_IDS.
+    """
+    if recipient == OPERATOR:
+        return _page(db, f"recipient = '{OPERATOR}' order by id desc limit ?", (limit,))[::-1]
+    newest = "id > (select max(id) from messages) - ?"
+    return _page(db, f"{newest} and recipient = ? order by id desc limit ?", (RECENT_IDS, recipient, limit))[
+        ::-1
+    ]
 
 
 def page(db: apsw.Connection, since: int | None, limit: int) -> list[StoredMessage]:

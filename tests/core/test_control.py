@@ -27,7 +27,7 @@ async def test_a_command_is_answered_by_its_id(lines: Lines) -> None:
     lines.control.done("alice", two.id, True, "second")
     lines.control.done("alice", one.id, False, "nothing runs")
     assert await second.wait() == "second"
-    with pytest.raises(Refused, match="^cannot do it: nothing runs$"):
+    with pytest.raises(Refused, match=r"^cannot do it: nothing runs$"):
         await first.wait()
     receive.close()
 

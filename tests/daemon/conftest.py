@@ -19,10 +19,10 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """One running daemon for the tests of a module that do no harm to it."""
+    """One running daemon for the tests of a module that do no harm to it, with its SHARED_AGENTS."""
     daemon = Daemon()
     try:
-        daemon.add_stopped("alice", "bob", "carol").start()
+        daemon.add_stopped(*getattr(request.module, "SHARED_AGENTS", ("alice", "bob", "carol"))).start()
         yield daemon
         assert daemon.stop() == 0
         daemon.check_log()

@@ -1,5 +1,7 @@
 """Following an agent's events: history and what happens, as one sequence."""
 
+import os
+import sqlite3
 import time
 from typing import Any
 
@@ -7,6 +9,9 @@ import msgspec
 import pytest
 
 from .kit import SOAK_S, Daemon, Follower, by, connect, wait_until
+
+TRAPS = ["fifo", "link", "directory", "garbage", "huge-row"]
+SHARED_AGENTS = ["alice", "bob", "carol", "loud", "big", *TRAPS]
 
 
 def _ids(items: list[dict[str, Any]]) -> list[int]:
@@ -186,58 +191,52 @@ def test_log_lines_are_followed(daemon: Daemon) -> None:
         follower.wait(has_turn, "the turn is in the log")
 
 
-def test_logs_of_any_content_fit_a_line(daemon: Daemon) -> None:
-    daemon.add_stopped("a").start()
-    log = daemon.home / "state" / "agents" / "a" / "harness.log"
+def test_logs_of_any_content_fit_a_line(shared: Daemon) -> None:
+    log = shared.home / "state" / "agents" / "loud" / "harness.log"
     log.write_bytes(b"\x00\xff\x1b[31m" * 100_000 + b"\n" + b"\x01" * 900 * 1000 + b"\nthe last line\n")
 
-    reply = daemon.ask("logs", agent="a", lines=1000)
+    reply = shared.ask("logs", agent="loud", lines=1000)
 
     assert reply["lines"][-1] == "the last line"
-    with Follower(daemon, "logs", agent="a", follow=True, lines=2) as follower:
+    with Follower(shared, "logs", agent="loud", follow=True, lines=2) as follower:
         follower.wait(len, "something")
         with log.open("ab") as file:
             file.write(b"\x02" * 400_000 + b"\nand more\n")
         follower.wait(lambda items: any("and more" in item["lines"] for item in items), "the new line")
 
 
-def test_events_of_any_size_fit_a_line(daemon: Daemon) -> None:
-    daemon.add_stopped("a").start()
-    with daemon.agent("a") as agent:
+def test_events_of_any_size_fit_a_line(shared: Daemon) -> None:
+    with shared.agent("big") as agent:
         for number in range(1, 9):
             agent.call("publish", events=[_event(number, text="z" * 250_000)])
 
-    newest = by("id", daemon.ask("events", agent="a", limit=1000)["events"])
+    newest = by("id", shared.ask("events", agent="big", limit=1000)["events"])
     assert newest[-1] == 8
     assert newest == list(range(newest[0], 9))
 
 
-@pytest.mark.parametrize("trap", ["fifo", "link", "directory", "garbage", "huge_row"])
-def test_a_trap_in_an_agent_s_directory_costs_that_agent_its_history(daemon: Daemon, trap: str) -> None:
-    import os
-    import sqlite3
-
-    daemon.add_stopped("a").start()
-    path = daemon.home / "state" / "agents" / "a" / "state" / "hyperhive-events.sqlite"
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_trap_in_an_agent_s_directory_costs_that_agent_its_history(shared: Daemon, trap: str) -> None:
+    path = shared.home / "state" / "agents" / trap / "state" / "hyperhive-events.sqlite"
     match trap:
         case "fifo":
             os.mkfifo(path)
         case "link":
-            path.symlink_to(daemon.database)
+            path.symlink_to(shared.database)
         case "directory":
             path.mkdir()
         case "garbage":
             path.write_bytes(b"SQLite format 3\x00" + b"\x07" * 5000)
-        case "huge_row":
+        case "huge-row":
             with sqlite3.connect(path) as db:
                 db.execute("create table events (id, ts, kind, payload_json)")
-                db.execute("insert into events values (1, 1, 'k', zeroblob(100000000))")
+                db.execute("insert into events values (1, 1, 'k', zeroblob(50000000))")
                 db.execute("insert into events values ('x', 'y', null, 7)")
             db.close()
 
     began = time.monotonic()
-    assert daemon.ask("events", agent="a", limit=10)["events"] is not None
-    with Follower(daemon, "events", agent="a", follow=True) as follower, daemon.agent("a") as agent:
+    assert shared.ask("events", agent=trap, limit=10)["events"] is not None
+    with Follower(shared, "events", agent=trap, follow=True) as follower, shared.agent(trap) as agent:
         agent.call("publish", events=[_event(99)])
         follower.wait(lambda items: 99 in _ids(items), "live events come all the same")
     assert time.monotonic() - began < 10

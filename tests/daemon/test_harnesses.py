@@ -14,7 +14,7 @@ from hive_core.wire.client import RequestFailed, TimedOut, Unreachable
 from .kit import SOAK_S, Daemon, by, seeded, wait_until
 
 AGENTS = ["ann", "ben", "cem"]
-DURATION_S = SOAK_S or 6.0
+DURATION_S = SOAK_S or 5.0
 IMPATIENT = """
 [machines]
 restart_delay_s = 0.1
@@ -140,6 +140,7 @@ def test_two_agents_keep_talking_through_the_death_of_the_daemon(daemon: Daemon)
     wait_until(answered, "ben has answered ann")
     orders = [row for row in daemon.messages() if (row["sender"], row["recipient"]) == ("ann", "ben")]
     assert len(orders) == 1, "it was said once though it was asked twice"
+    assert orders[0]["cause_id"] == first, "the new daemon knows what ann is working on"
     assert "acked_at" in daemon.message(first)
     assert sorted(daemon.harnesses()) == pids
 

@@ -16,7 +16,7 @@ IMPATIENT = """
 [machines]
 restart_delay_s = 0.05
 restart_limit = 3
-stop_grace_s = 2
+stop_grace_s = 0.5
 """
 
 
@@ -381,7 +381,7 @@ def test_a_harness_outlives_a_killed_daemon_and_is_adopted(daemon: Daemon) -> No
     assert "adopted" in daemon.log
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.15])
+@pytest.mark.parametrize("delay_s", [0.0, 0.1])
 def test_a_harness_that_was_being_started_when_the_daemon_died_is_not_started_twice(
     daemon: Daemon, delay_s: float
 ) -> None:
