@@ -126,6 +126,8 @@ def test_two_agents_keep_talking_through_the_death_of_the_daemon(daemon: Daemon)
     pids = sorted(daemon.harnesses())
     first = daemon.send("ann", "sleep 0.5\nsay ben: sleep 0.5")
     daemon.wait_row("ann", turn_state="thinking")
+    # That it was handed out reaches the disk a moment later; without it the cause below cannot be known.
+    wait_until(lambda: "delivered_at" in daemon.message(first), "it is on disk that ann has it")
     daemon.kill()
     time.sleep(0.6)  # ann wants to speak to ben now, and there is nobody to take it
     daemon.start()

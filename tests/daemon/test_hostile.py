@@ -175,7 +175,7 @@ def _hostile_frame(rng: random.Random) -> bytes:
             whole = frame(pack(["call", call_id, {"type": "whoami"}]))
             return whole[: rng.randrange(len(whole))]
         case 4:
-            depth = rng.choice([50, 1000, 100_000])
+            depth = rng.choice([50, 1000, 20_000])
             return frame(b"\x93\xa4call\x01" + b"\x91" * depth + b"\xc0")
         case 5:
             return frame(b"\x93\xa4call\x01" + b"\x81\xa1a" * rng.choice([100, 20_000]) + b"\xc0")
@@ -204,9 +204,9 @@ def _hostile_line(rng: random.Random) -> bytes:
         case 1:
             return rng.randbytes(rng.randrange(1, 500)).replace(b"\n", b"") + b"\n"
         case 2:
-            return b"[" * rng.choice([10, 1000, 100_000]) + b"\n"
+            return b"[" * rng.choice([10, 1000, 1000, 20_000]) + b"\n"
         case 3:
-            return b'{"a":' * rng.choice([10, 1000, 50_000]) + b"\n"
+            return b'{"a":' * rng.choice([10, 1000, 1000, 10_000]) + b"\n"
         case 4:
             return b'{"cmd":"why","id":' + b"9" * rng.choice([19, 100, 5000]) + b"}\n"
         case 5:
@@ -360,7 +360,8 @@ def test_thousands_of_calls_at_once_are_all_answered(besieged: Daemon) -> None:
 
 def test_a_call_id_that_is_open_twice_ends_the_connection_and_no_other(besieged: Daemon) -> None:
     with besieged.agent("alice") as alice, besieged.agent("alice") as other:
-        alice.begin("recv", wait_seconds=100)
+        alice.begin("subscribe_control")  # stays open, whatever waits in the mailbox
+        assert alice.read() == ["item", 1, {"type": "set_paused", "id": 0, "paused": False}]
         alice.write(["call", 1, {"type": "whoami"}])
         fault = alice.read()
         assert fault is not None
@@ -412,12 +413,12 @@ def test_a_flood_of_calls_on_sixty_connections_slows_nobody_down_for_long(
     for _ in range(20):
         besieged.send("alice", "x" * 50_000)
     program = Path(__file__).with_name("flood.py")
-    argv = [str(besieged.agent_socket("alice")), "60", "1.5", msgspec.json.encode(call).decode()]
+    argv = [str(besieged.agent_socket("alice")), "60", "1", msgspec.json.encode(call).decode()]
 
     flood = subprocess.run([sys.executable, str(program), *argv], capture_output=True, text=True, timeout=30)
 
     assert flood.returncode == 0, flood.stderr
-    assert int(flood.stdout) > 100_000
+    assert int(flood.stdout) > 50_000
 
 
 def test_file_descriptors_that_a_peer_sends_along_are_not_kept(besieged: Daemon) -> None:

@@ -106,7 +106,8 @@ for path, words in (("host.sock", b'{{"cmd":"list"}}\\n'), ("agents/a/mcp.sock",
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(10)
     sock.connect(path)
-    sock.sendall(words)
+    if words:  # sending nothing fails too, once the other side has closed
+        sock.sendall(words)
     print(sock.recv(65536))
 """
 
