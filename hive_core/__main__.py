@@ -29,7 +29,7 @@ _home_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="hive-core")
+@click.version_option(VERSION, message="hive-core %(version)s")
 def main() -> None:
     """The daemon of a hive: runs agents, brokers their messages, keeps their history."""
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import resource
 import signal
 import sys
 import time
@@ -78,6 +79,7 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
         AlreadyServed, SchemaError, OSError: it cannot be served; the text says why.
     """
     sys.setswitchinterval(GIL_SWITCH_S)
+    _allow_many_files()
     layout.make()
     notifier = Notifier()
     with only_daemon(layout.state), only_daemon(layout.run):
@@ -165,6 +167,12 @@ async def _running_hive(
         await workers.start(supervisor.run)
         await serving.start(host_door.run, stop, config().drain_s)
         yield supervisor
+
+
+def _allow_many_files() -> None:
+    """Take as many file descriptors as we may: each connection is one, and the usual 1024 are soon gone."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _collect_garbage_rarely() -> None:

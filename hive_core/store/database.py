@@ -33,6 +33,9 @@ MAX_BATCH: Final = 1024
 MAX_WAITING: Final = 10_000
 """Operations that may wait for the writer; above it puts are refused."""
 
+MAX_WAITING_BYTES: Final = 64 * 2**20
+"""What they may hold in memory, while the disk does not answer."""
+
 LAZY_S: Final = 0.02
 """How long marks wait for company before they are committed on their own."""
 
@@ -66,11 +69,12 @@ class _Job(Generic[T]):
 
 
 class _Put(Generic[Op]):
-    __slots__ = ("deferred", "op")
+    __slots__ = ("deferred", "op", "size_bytes")
 
-    def __init__(self, op: Op, deferred: Deferred[Outcome] | None) -> None:
+    def __init__(self, op: Op, deferred: Deferred[Outcome] | None, size_bytes: int = 0) -> None:
         self.op = op
         self.deferred = deferred
+        self.size_bytes = size_bytes
 
 
 class Store(Generic[Op]):
@@ -105,6 +109,7 @@ class Store(Generic[Op]):
         self._waiting: deque[_Put[Op] | _Job[object]] = deque()
         self._signals: queue.SimpleQueue[Signal] = queue.SimpleQueue()
         self._committing = False
+        self._waiting_bytes = 0
         self._awaited = 0  # operations in `_waiting`, or at the writer, that somebody waits for
         self._lazy = False
         self.crashed: trio.Event = trio.Event()
@@ -112,17 +117,18 @@ class Store(Generic[Op]):
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def put(self, op: Op) -> Deferred[Outcome]:
-        """Store *op* with the next commit; the deferred has its outcome when it is on disk.
+    def put(self, op: Op, size_bytes: int = 0) -> Deferred[Outcome]:
+        """Store *op*, of *size_bytes*, with the next commit; its outcome comes when it is on disk.
 
         It fails with Refused UNAVAILABLE when the commit fails or too much is waiting.
         """
         deferred: Deferred[Outcome] = Deferred()
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
             deferred.fail(Refused(ErrorCode.UNAVAILABLE, "cannot store: too much waits for the disk"))
             return deferred
-        self._waiting.append(_Put(op, deferred))
+        self._waiting.append(_Put(op, deferred, size_bytes))
         self._awaited += 1
+        self._waiting_bytes += size_bytes
         self._commit_soon()
         return deferred
 
@@ -257,7 +263,8 @@ class Store(Generic[Op]):
         for job in jobs:
             done.append(self._perform(job))
         awaited = len(jobs) + sum(put.deferred is not None for put in puts)
-        self._in_loop(lambda: self._finish(done, awaited))
+        size_bytes = sum(put.size_bytes for put in puts)
+        self._in_loop(lambda: self._finish(done, awaited, size_bytes))
         return len(puts) + len(jobs), awaited
 
     def _commit(self, puts: list[_Put[Op]]) -> list[Callable[[], None]]:
@@ -326,9 +333,10 @@ class Store(Generic[Op]):
 
     # ── in the event loop ───────────────────────────────────────────────────────────────────────
 
-    def _finish(self, done: Sequence[Callable[[], None]], awaited: int) -> None:
+    def _finish(self, done: Sequence[Callable[[], None]], awaited: int, size_bytes: int) -> None:
         self._committing = False
         self._awaited -= awaited
+        self._waiting_bytes -= size_bytes
         for answer in done:
             answer()
         if self._awaited:

@@ -130,7 +130,8 @@ def apply_batch(db: apsw.Connection, ops: Sequence[MailboxOp]) -> list[Outcome]:
                 delivered.update(dict.fromkeys(ids, now))
                 outcomes.append(None)
             case Acked(ids, now):
-                acked = dict.fromkeys(ids, now) | acked  # the first time counts
+                for message_id in ids:
+                    acked.setdefault(message_id, now)
                 outcomes.append(None)
             case Requeued(ids):
                 requeued += ids

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from hive_core.wire.client import RequestFailed
+
 from .kit import SOAK_S, Daemon, Follower, by, connect, wait_until
 
 TRAPS = ["fifo", "link", "directory", "garbage", "huge-row"]
@@ -240,3 +242,21 @@ def test_a_trap_in_an_agent_s_directory_costs_that_agent_its_history(shared: Dae
         agent.call("publish", events=[_event(99)])
         follower.wait(lambda items: 99 in _ids(items), "live events come all the same")
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"cmd": "events", "agent": "nobody", "follow": True},
+        {"cmd": "logs", "agent": "nobody", "follow": True},
+        {"cmd": "watch", "agents": ["nobody"]},
+    ],
+)
+def test_following_nobody_is_refused_at_once_and_the_connection_lives_on(
+    shared: Daemon, request_: dict[str, Any]
+) -> None:
+    with shared.client() as client:
+        with pytest.raises(RequestFailed) as failed:
+            client.follow(request_)
+        assert failed.value.code == "not_found"
+        assert "alice" in client.ask({"cmd": "list"})["agents"]
