@@ -29,7 +29,7 @@ _home_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="hive-core")
+@click.version_option(VERSION, message="hive-core %(version)s")
 def main() -> None:
     """The daemon of a hive: runs agents, brokers their messages, keeps their history."""
 
@@ -84,6 +84,7 @@ def _serve_local(config: Config, load: partial[Config]) -> None:
     from hive_core.layout import local_layout
     from hive_core.log import set_up_log
     from hive_core.store.schema import SchemaError
+    from hive_core.wire.errors import Refused
 
     set_up_log(config.log_level)
     layout = local_layout(config)
@@ -96,7 +97,7 @@ def _serve_local(config: Config, load: partial[Config]) -> None:
         trio.run(serve, layout, LiveConfig(config, load))
     except* (AlreadyServed, SchemaError) as group:
         _fail(str(_first(group)))
-    except* OSError as group:
+    except* (OSError, Refused) as group:
         _fail(f"cannot serve {layout.home}: {_first(group)}")
 
 

@@ -217,7 +217,7 @@ class Broker:
                 self._deliver(post, outcome.thread_id)
             answer.resolve(outcome.id)
 
-        self._store.put(post).then(stored, answer.fail)
+        self._store.put(post, len(post.recipients) * len(post.body)).then(stored, answer.fail)
         return answer
 
     def _deliver(self, post: Post, thread_id: int) -> None:

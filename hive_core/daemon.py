@@ -1,12 +1,15 @@
 """The composition root: makes the parts, joins them by callbacks, and nests them in the order of stopping."""
 
+import gc
 import logging
+import resource
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -32,6 +35,9 @@ from hive_core.wire.errors import Refused
 
 GIL_SWITCH_S = 0.0005
 """The writer thread needs the GIL back after each statement; at Python's 5 ms a busy loop starves it."""
+
+GC_ALLOCATIONS: Final = 20_000
+"""Objects that a batch may hold at once before Python looks for garbage; at its 700 that is each batch."""
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +79,10 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
         AlreadyServed, SchemaError, OSError: it cannot be served; the text says why.
     """
     sys.setswitchinterval(GIL_SWITCH_S)
+    _allow_many_files()
     layout.make()
     notifier = Notifier()
-    with only_daemon(layout.state):
+    with only_daemon(layout.state), only_daemon(layout.run):
         async with open_store(layout.database, apply_batch) as store:
             stop, interrupted = trio.Event(), trio.Event()
             async with trio.open_nursery() as workers:
@@ -83,6 +90,7 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
                 workers.start_soon(_die_with, store)
                 async with _running_hive(store, layout, config, stop, workers) as supervisor:
                     workers.start_soon(_watchdog, store, notifier)
+                    _collect_garbage_rarely()
                     log.info("Hive is ready home=%s socket=%s", layout.home, layout.host_socket)
                     notifier.ready(f"{len(supervisor.names)} agents")
                     await stop.wait()
@@ -103,9 +111,8 @@ async def _running_hive(
     broker = Broker(store, announce=feed.message, changed=feed.changed)
     machines = LocalMachines(layout.agent, config)
 
-    async def appear(name: str, paused: bool) -> None:
+    async def enlist(name: str, paused: bool) -> None:
         await broker.register(name, paused=paused)
-        await doors.open(name)
 
     async def vanish(name: str) -> None:
         await doors.close(name)
@@ -130,7 +137,7 @@ async def _running_hive(
         broker.set_paused(name, paused)
         control.tell(name, wire.SetPaused(id=0, paused=paused))
 
-    hooks = Hooks(appear, vanish, purge, quiesce, pause, feed.changed)
+    hooks = Hooks(enlist, doors.open, vanish, purge, quiesce, pause, feed.changed)
     supervisor = Supervisor(store, machines, hooks, config)
     group = usable_group(config().admin_group)
     deps = Deps(
@@ -162,6 +169,19 @@ async def _running_hive(
         yield supervisor
 
 
+def _allow_many_files() -> None:
+    """Take as many file descriptors as we may: each connection is one, and the usual 1024 are soon gone."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _collect_garbage_rarely() -> None:
+    """A message leaves no cycles behind, so looking for them after each batch only makes senders wait."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 20)
+
+
 async def _obey_signals(
     stop: trio.Event,
     interrupted: trio.Event,
@@ -170,6 +190,10 @@ async def _obey_signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
+    # What trio puts back at the end: a signal that comes again while we are ending already must not
+    # turn a clean end into a death by signal.
+    for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:

@@ -33,15 +33,19 @@ class Deferred(Generic[T]):
         if self.done:
             return
         self.done, self._value = True, value
-        if self._on_value is not None:
-            self._on_value(value)
+        on_value = self._on_value
+        self._forget()
+        if on_value is not None:
+            on_value(value)
 
     def fail(self, error: Exception) -> None:
         if self.done:
             return
         self.done, self._error = True, error
-        if self._on_error is not None:
-            self._on_error(error)
+        on_error = self._on_error
+        self._forget()
+        if on_error is not None:
+            on_error(error)
 
     def then(self, on_value: Callable[[T], None], on_error: Callable[[Exception], None]) -> None:
         if not self.done:
@@ -60,6 +64,10 @@ class Deferred(Generic[T]):
     def cancel(self) -> bool:
         """Ask for no answer any more.  False: it comes all the same."""
         return not self.done and self._on_cancel is not None and self._on_cancel()
+
+    def _forget(self) -> None:
+        # Callbacks mostly hold what holds this: kept, each message would wait for the garbage collector.
+        self._on_value = self._on_error = self._on_cancel = None
 
     async def wait(self) -> T:
         """Wait for the result.  When the waiting is cancelled, so is the request.

@@ -57,11 +57,13 @@ class Ring(Generic[T]):
         self.end += 1
         while len(self._items) > self._max_items or (self._bytes > self._max_bytes and len(self._items) > 1):
             self._bytes -= self._items.popleft()[1]
-        self._readers.unpark_all()
+        if self._readers:
+            self._readers.unpark_all()
 
     def end_here(self) -> None:
         self._ended = True
-        self._readers.unpark_all()
+        if self._readers:
+            self._readers.unpark_all()
 
     def clear(self) -> None:
         self._items.clear()

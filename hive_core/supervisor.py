@@ -42,6 +42,7 @@ class Machines(Protocol):
 
     @property
     def isolation(self) -> str: ...
+    def is_running(self, agent: str) -> bool: ...
     def find(self, agent: str) -> Machine | None: ...
     def start(self, agent: str) -> Machine: ...
     def trim_log(self, agent: str) -> None: ...
@@ -53,6 +54,7 @@ class Agent:
 
     row: AgentRow
     machine: Machine | None = None
+    has_door: bool = False
     exits: Exits = NO_EXITS
     restart: bool = False
     graceful: bool = False
@@ -65,8 +67,10 @@ class Agent:
 class Hooks:
     """What else happens to an agent, done by parts that the supervisor does not know."""
 
-    appear: Callable[[str, bool], Awaitable[None]]
-    """Give it a mailbox and a socket: name, paused."""
+    enlist: Callable[[str, bool], Awaitable[None]]
+    """Give it a mailbox: name, paused."""
+    open_door: Callable[[str], Awaitable[None]]
+    """Give it a socket."""
     vanish: Callable[[str], Awaitable[None]]
     """Take them away."""
     purge: Callable[[str], Awaitable[bool]]
@@ -98,7 +102,8 @@ class Supervisor:
         self._wall_clock = wall_clock
         self._agents: dict[str, Agent] = {}
         self._nursery: trio.Nursery | None = None
-        self._shape = trio.Lock()  # spawn and destroy of one name must not interleave
+        # One wish after the other, so that what is in memory is what was written last.
+        self._wishing = trio.Lock()
 
     @property
     def isolation(self) -> str:
@@ -146,12 +151,13 @@ class Supervisor:
         why = why_no_agent_name(name)
         if why is not None:
             raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot spawn: {why}")
-        async with self._shape:
+        async with self._wishing:
             if name in self._agents:
                 state = "is being destroyed" if _is_going(self._agents[name].row.wanted) else "exists already"
                 raise Refused(ErrorCode.CONFLICT, f"cannot spawn {name}: it {state}", "exists")
             now = self._wall_clock()
             await self._store.write(agents.create, name, now)
+            await self._hooks.enlist(name, False)
             try:
                 await self._take_up(AgentRow(name, Wanted.RUNNING, False, now, None, None, None))
             except OSError as error:
@@ -185,17 +191,16 @@ class Supervisor:
 
     async def destroy(self, name: str, *, purge: bool) -> None:
         """Want *name* gone, and with *purge* its state too."""
-        async with self._shape:
-            agent = self._movable(name)
-            log.info("Agent is being destroyed agent=%s purge=%s", name, purge)
-            await self._want(agent, Wanted.PURGED if purge else Wanted.GONE)
+        await self._want(self._movable(name), Wanted.PURGED if purge else Wanted.GONE)
+        log.info("Agent is being destroyed agent=%s purge=%s", name, purge)
 
     async def set_paused(self, name: str, paused: bool) -> None:
         """Let *name* get no messages, or let it get them again."""
-        agent = self._movable(name)
-        await self._store.write(agents.set_paused, name, paused)
-        agent.row = replace(agent.row, paused=paused)
-        self._hooks.pause(name, paused)
+        async with self._wishing:
+            agent = self._movable(name)
+            await self._store.write(agents.set_paused, name, paused)
+            agent.row = replace(agent.row, paused=paused)
+            self._hooks.pause(name, paused)
         self._hooks.changed(name)
 
     async def set_status(self, name: str, text: str) -> None:
@@ -207,8 +212,10 @@ class Supervisor:
         self._hooks.changed(name)
 
     async def _want(self, agent: Agent, wanted: Wanted) -> None:
-        await self._store.write(agents.want, agent.row.name, wanted, self._wall_clock())
-        agent.row = replace(agent.row, wanted=wanted)
+        async with self._wishing:
+            self._movable(agent.row.name)  # another wish may have been to destroy it
+            await self._store.write(agents.want, agent.row.name, wanted, self._wall_clock())
+            agent.row = replace(agent.row, wanted=wanted)
         agent.woken.set()
         self._hooks.changed(agent.row.name)
 
@@ -218,14 +225,19 @@ class Supervisor:
         """Take up every agent that has a row, and keep the machines as they are wanted."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for row in await self._store.read(agents.all_agents):
-                if row.destroyed_at is None or row.wanted is Wanted.PURGED:
+            rows = [row for row in await self._store.read(agents.all_agents) if self._is_left(row)]
+            # All the mailboxes before the first socket: who connects may write to any of them at once.
+            # Together, so that their reads share the writer's batches.
+            async with trio.open_nursery() as enlisting:
+                for row in rows:
+                    enlisting.start_soon(self._hooks.enlist, row.name, row.paused)
+            for row in rows:
+                try:
                     await self._take_up(row)
-                else:
-                    # Destroyed, perhaps half: no socket may be left, and no harness.
-                    machine = self._machines.find(row.name)
-                    if machine is not None:
-                        await self._take_up(row)
+                except OSError as error:
+                    # The other agents are not to suffer; a start tries again.
+                    log.error("Agent has no socket agent=%s: %s", row.name, error)
+                    nursery.start_soon(self._keep, self._agents[row.name])
             task_status.started()
             await trio.sleep_forever()
 
@@ -239,10 +251,15 @@ class Supervisor:
                 if machine is not None:
                     nursery.start_soon(self._end, machine)
 
+    def _is_left(self, row: AgentRow) -> bool:
+        """Whether there is anything of an agent.  Of one that was destroyed half it may be a harness."""
+        return row.destroyed_at is None or row.wanted is Wanted.PURGED or self._machines.is_running(row.name)
+
     async def _take_up(self, row: AgentRow) -> None:
         # Known before its socket is: a harness that is adopted connects as soon as there is one.
         agent = self._agents[row.name] = Agent(row, self._machines.find(row.name))
-        await self._hooks.appear(row.name, row.paused)
+        await self._hooks.open_door(row.name)
+        agent.has_door = True
         if agent.machine is not None:
             log.info("Agent adopted agent=%s pid=%d", row.name, agent.machine.pid)
         assert self._nursery is not None
@@ -257,6 +274,8 @@ class Supervisor:
                 nursery.start_soon(self._watch, agent, agent.machine)
             while True:
                 agent.woken = trio.Event()
+                if agent.machine is None:
+                    self._adopt(agent, nursery)
                 next_step = plan(
                     agent.row.wanted,
                     alive=agent.machine is not None,
@@ -267,7 +286,7 @@ class Supervisor:
                 )
                 match next_step.action:
                     case Action.START:
-                        self._start(agent, nursery)
+                        await self._start(agent, nursery)
                     case Action.STOP:
                         await self._stop(agent)
                     case Action.REMOVE:
@@ -280,12 +299,22 @@ class Supervisor:
                             await agent.woken.wait()
                         self._machines.trim_log(name)
 
-    def _start(self, agent: Agent, nursery: trio.Nursery) -> None:
+    def _adopt(self, agent: Agent, nursery: trio.Nursery) -> None:
+        """Look for a harness that a killed daemon started and that has taken its lock only now."""
+        machine = self._machines.find(agent.row.name)
+        if machine is not None:
+            log.info("Agent adopted agent=%s pid=%d", agent.row.name, machine.pid)
+            agent.machine = machine
+            nursery.start_soon(self._watch, agent, machine)
+
+    async def _start(self, agent: Agent, nursery: trio.Nursery) -> None:
         name = agent.row.name
         agent.restart = False
         try:
-            # A harness that a killed daemon started may have taken its lock only now.
-            machine = self._machines.find(name) or self._machines.start(name)
+            if not agent.has_door:
+                await self._hooks.open_door(name)
+                agent.has_door = True
+            machine = self._machines.start(name)
         except OSError as error:
             log.error("Machine cannot be started agent=%s: %s", name, error)
             self._note_exit(agent, f"cannot be started: {error}")
@@ -344,12 +373,15 @@ class Supervisor:
             await agent.woken.wait()
 
     async def _remove(self, agent: Agent) -> None:
+        # Nobody else touches it meanwhile: until it is gone it can neither be moved nor spawned again.
         name = agent.row.name
-        async with self._shape:
-            await self._hooks.vanish(name)
-            if agent.row.wanted is Wanted.PURGED and await self._hooks.purge(name):
+        await self._hooks.vanish(name)
+        if agent.row.wanted is Wanted.PURGED and await self._hooks.purge(name):
+            try:
                 await self._store.write(agents.forget, name)
-            del self._agents[name]
+            except Refused as error:
+                log.error("Agent not forgotten, the next start tries again agent=%s: %s", name, error.text)
+        del self._agents[name]
         log.info("Agent destroyed agent=%s", name)
         self._hooks.changed(name)
 

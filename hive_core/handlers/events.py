@@ -21,6 +21,15 @@ LOG_POLL_S: Final = 0.25
 log = logging.getLogger(__name__)
 
 
+def check_agent(deps: Deps, request: host.Events | host.Logs) -> None:
+    deps.supervisor.agent(request.agent)
+
+
+def check_agents(deps: Deps, request: host.Watch) -> None:
+    for name in request.agents or ():
+        deps.supervisor.agent(name)
+
+
 async def events(deps: Deps, _peer: Peer, request: host.Events) -> host.EventsReply:
     deps.supervisor.agent(request.agent)
     found = await _history(deps, request.agent, request.after, request.limit, request.kinds)
@@ -34,7 +43,6 @@ async def follow_events(deps: Deps, _peer: Peer, request: host.Events, emit: Emi
     Raises:
         CutOff: the reader fell behind further than the ring reaches.
     """
-    deps.supervisor.agent(request.agent)
     follower = _Follower(deps, request, emit)
     found = await _history(deps, request.agent, request.after, request.limit, request.kinds)
     for event in found:
@@ -97,7 +105,6 @@ async def logs(deps: Deps, _peer: Peer, request: host.Logs) -> host.LogsReply:
 
 
 async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -> None:
-    deps.supervisor.agent(request.agent)
     lines, offset = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
     while True:
         if lines:
@@ -114,8 +121,6 @@ async def own_logs(deps: Deps, peer: Peer, request: agent.Logs) -> agent.LogLine
 
 async def watch(deps: Deps, _peer: Peer, request: host.Watch, emit: Emit) -> None:
     wanted = None if request.agents is None else frozenset(request.agents)
-    for name in request.agents or ():
-        deps.supervisor.agent(name)
     ring = deps.feed.everything
     shown = {name: agent_row(deps, name) for name in deps.supervisor.names}
     place = ring.end

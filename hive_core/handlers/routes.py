@@ -7,6 +7,7 @@ a result; a stream's is an async function that emits items until it ends or its 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from hive_core.handlers import agents, events, harness, messages, stats, status
@@ -23,10 +24,12 @@ class Route:
     stream: bool = False
     following: Callable[..., Any] | None = None
     """Answers instead of *handler*, as a stream, when the request's `follow` is true."""
+    check: Callable[..., None] | None = None
+    """Called before a stream is accepted, to refuse it."""
     undo: Callable[..., Callable[[], object]] | None = None
     """Given a result, gives what takes it back when it does not reach its caller."""
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.handler)
 
@@ -53,9 +56,13 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.Inbox: Route(messages.inbox, _OP, host.Messages),
     host.MessagesRequest: Route(messages.messages, _OP, host.Messages),
     host.Why: Route(messages.why, _OP, host.Messages),
-    host.Events: Route(events.events, _OP, host.EventsReply, following=events.follow_events),
-    host.Logs: Route(events.logs, _OP, host.LogsReply, following=events.follow_logs),
-    host.Watch: Route(events.watch, _OP, host.WatchItem, stream=True),
+    host.Events: Route(
+        events.events, _OP, host.EventsReply, following=events.follow_events, check=events.check_agent
+    ),
+    host.Logs: Route(
+        events.logs, _OP, host.LogsReply, following=events.follow_logs, check=events.check_agent
+    ),
+    host.Watch: Route(events.watch, _OP, host.WatchItem, stream=True, check=events.check_agents),
     host.CancelTurn: Route(harness.cancel_turn, _OP, host.Carried),
     host.NewSession: Route(harness.new_session, _OP, host.Carried),
     host.SetModel: Route(harness.set_model, _OP, host.Carried),

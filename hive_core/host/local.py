@@ -100,6 +100,9 @@ class LocalMachines:
         self._dirs = dirs
         self._config = config
 
+    def is_running(self, agent: str) -> bool:
+        return _lock_holder(self._dirs(agent).lock) is not None
+
     def find(self, agent: str) -> LocalMachine | None:
         """Give the running harness of *agent*, if there is one."""
         pid = _lock_holder(self._dirs(agent).lock)

@@ -10,6 +10,7 @@ from hive_core.handlers.deps import Deps
 from hive_core.host.sockets import bind_unix
 from hive_core.layout import Layout
 from hive_core.serve import agent_socket
+from hive_core.serve.calls import Shares
 from hive_core.serve.doors import Door
 
 
@@ -22,6 +23,7 @@ class AgentDoors:
         self._nursery: trio.Nursery | None = None
         self._deps: Deps | None = None
         self._drain_s = 0.0
+        self._stop = trio.Event()
 
     @property
     def connections(self) -> int:
@@ -36,7 +38,7 @@ class AgentDoors:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Keep the doors until *stop* is set; then let nobody in and let what is open end."""
-        self._deps, self._drain_s = deps, drain_s
+        self._deps, self._drain_s, self._stop = deps, drain_s, stop
         self._remove_stale()
         async with trio.open_nursery() as self._nursery:
             task_status.started()
@@ -48,8 +50,10 @@ class AgentDoors:
         """Listen for agent *name*, in place of whatever was there.
 
         Raises:
-            OSError: the socket cannot be made.
+            OSError: the socket cannot be made, or everything stops and nobody would close it.
         """
+        if self._stop.is_set():
+            raise OSError("the daemon is stopping")
         assert self._nursery is not None
         assert self._deps is not None
         await self.close(name)
@@ -57,7 +61,7 @@ class AgentDoors:
         dirs.make()
         listener = bind_unix(dirs.socket, mode=0o600)
         stop = trio.Event()
-        serve = partial(agent_socket.answer, self._deps, name, os.geteuid(), trio.Lock(), stop)
+        serve = partial(agent_socket.answer, self._deps, name, os.geteuid(), Shares(), stop)
         door = Door(f"the socket of {name}", listener, serve, agent_socket.TOO_MANY)
         self._doors[name] = door, stop
         await self._nursery.start(door.run, stop, self._drain_s)

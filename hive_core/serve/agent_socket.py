@@ -9,7 +9,7 @@ import trio
 
 from hive_core.handlers.deps import Deps, Peer, Role
 from hive_core.serve import mcp
-from hive_core.serve.calls import OpenCalls
+from hive_core.serve.calls import CALLS_PER_TURN, OpenCalls, Shares
 from hive_core.wire import agent, envelope
 from hive_core.wire.errors import ErrorCode, ProtocolError, Refused
 from hive_core.wire.frame import FrameDecoder
@@ -26,12 +26,9 @@ log = logging.getLogger(__name__)
 
 
 async def answer(
-    deps: Deps, name: str, allowed_uid: int, large: trio.Lock, stop: trio.Event, connection: Connection
+    deps: Deps, name: str, allowed_uid: int, shares: Shares, stop: trio.Event, connection: Connection
 ) -> None:
-    """Serve one connection at the socket of agent *name*, for processes of *allowed_uid* alone.
-
-    One connection at a time holds *large*, which it needs to send a frame above SMALL_FRAME_BYTES.
-    """
+    """Serve one connection at the socket of agent *name*, for processes of *allowed_uid* alone."""
     process = connection.credentials()
     if process.uid != allowed_uid:
         log.warning("Peer refused at the socket of %s uid=%d pid=%d", name, process.uid, process.pid)
@@ -43,26 +40,24 @@ async def answer(
     if patience.cancelled_caught:
         _refuse_hello(connection, f"cannot talk: no word within {HELLO_TIMEOUT_S:g} s")
     elif first[:1] == b"{":
-        await mcp.answer(
-            deps, Peer(Role.AGENT, name, process.uid, process.pid, in_turn=True), stop, connection, first
-        )
+        peer = Peer(Role.AGENT, name, process.uid, process.pid, in_turn=True)
+        await mcp.answer(deps, peer, shares, stop, connection, first)
     elif first[:1] == b"\x00":
-        await _answer_frames(
-            deps, Peer(Role.AGENT, name, process.uid, process.pid), large, stop, connection, first
-        )
+        peer = Peer(Role.AGENT, name, process.uid, process.pid)
+        await _answer_frames(deps, peer, shares, stop, connection, first)
     elif first:
         connection.send_nowait(b"cannot read this: a frame begins with the byte 0x00, MCP with {\n")
 
 
 async def _answer_frames(
-    deps: Deps, peer: Peer, large: trio.Lock, stop: trio.Event, connection: Connection, first: bytes
+    deps: Deps, peer: Peer, shares: Shares, stop: trio.Event, connection: Connection, first: bytes
 ) -> None:
     decoder = FrameDecoder()
     decoder.receive_data(first)
     if not await _greet(connection, decoder):
         return
     async with trio.open_nursery() as nursery:
-        session = _Session(deps, peer, connection, decoder, large, nursery)
+        session = _Session(deps, peer, connection, decoder, shares, nursery)
         nursery.start_soon(session.stop_reading_when, stop)
         try:
             await session.read()
@@ -146,26 +141,30 @@ class _Session:
         peer: Peer,
         connection: Connection,
         decoder: FrameDecoder,
-        large: trio.Lock,
+        shares: Shares,
         nursery: trio.Nursery,
     ) -> None:
-        self._connection, self._decoder, self._large = connection, decoder, large
+        self._connection, self._decoder, self._shares = connection, decoder, shares
         self._reading = trio.CancelScope()
-        self.calls: OpenCalls[int] = OpenCalls(deps, peer, connection, nursery)
+        self.calls: OpenCalls[int] = OpenCalls(deps, peer, connection, shares.slow, nursery)
 
     async def read(self) -> None:
         """Take requests until the peer leaves or `stop_reading_when` says so."""
         holds_large = False
+        taken = 0
         try:
             with self._reading:
                 while True:
                     while (payload := self._decoder.next_payload()) is not None:
                         self._take(payload)
+                        taken += 1
+                        if taken % CALLS_PER_TURN == 0:
+                            await trio.lowlevel.checkpoint()
                     if not holds_large and self._decoder.wanted_bytes > SMALL_FRAME_BYTES:
-                        await self._large.acquire()
+                        await self._shares.large.acquire()
                         holds_large = True
                     elif holds_large and self._decoder.wanted_bytes <= SMALL_FRAME_BYTES:
-                        self._large.release()
+                        self._shares.large.release()
                         holds_large = False
                     chunk = await self._connection.receive()
                     if not chunk:
@@ -178,7 +177,7 @@ class _Session:
             raise
         finally:
             if holds_large:
-                self._large.release()
+                self._shares.large.release()
 
     async def stop_reading_when(self, stop: trio.Event) -> None:
         await stop.wait()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -21,9 +22,24 @@ MAX_REMEMBERED: Final = MAX_OPEN_CALLS
 MAX_UNREAD: Final = 4
 """Of these, how many a client that left is taken not to have read, when it left something unread."""
 
+CALLS_PER_TURN: Final = 32
+"""Taken from one connection before all others have had their turn."""
+
+MAX_SLOW_CALLS: Final = 2
+"""Of one agent, that may be reading the database or a file at once; the others wait in line."""
+
 Key = TypeVar("Key")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the connections of one agent share, so that it holds up nobody but itself."""
+
+    large: trio.Lock = field(default_factory=trio.Lock)
+    """Held by the one that sends a frame above SMALL_FRAME_BYTES."""
+    slow: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_SLOW_CALLS))
 
 
 class Answer(Protocol):
@@ -38,8 +54,11 @@ class Answer(Protocol):
 class OpenCalls(Generic[Key]):
     """Begins calls, gives their outcomes to their answers, and gives them up."""
 
-    def __init__(self, deps: Deps, peer: Peer, connection: Connection, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, deps: Deps, peer: Peer, connection: Connection, slow: trio.Semaphore, nursery: trio.Nursery
+    ) -> None:
         self._deps, self._peer, self._connection, self._nursery = deps, peer, connection, nursery
+        self._slow = slow
         self._open: dict[Key, Deferred[msgspec.Struct] | trio.CancelScope] = {}
         self._streams: set[Key] = set()
         self._answered: dict[Key, Callable[[], object]] = {}
@@ -140,7 +159,9 @@ class OpenCalls(Generic[Key]):
                     await route.handler(self._deps, self._peer, request, emit)
                     answer.end()
                 else:
-                    answer.reply(await route.handler(self._deps, self._peer, request))
+                    async with self._slow:
+                        result = await route.handler(self._deps, self._peer, request)
+                    answer.reply(result)
             if scope.cancelled_caught:
                 answer.fault(Refused(ErrorCode.CANCELLED, "cannot go on: the call was cancelled"))
         except Refused as error:

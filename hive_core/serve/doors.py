@@ -97,11 +97,16 @@ class Door:
         except* Disconnected:
             pass
         except* ProtocolError as group:
-            log.warning("Peer at %s broke the protocol: %s", self._name, group.exceptions[0])
+            log.warning("Peer at %s broke the protocol: %s", self._name, _first(group))
         except* Exception:
             log.exception("Connection at %s ended by a bug", self._name)
         finally:
             self.connections -= 1
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def log_bug(what: str) -> str:

@@ -71,6 +71,7 @@ class _Session:
                     break
                 await self._answer_line(line)
                 await self._connection.drain()
+                await trio.lowlevel.checkpoint()  # however many lines came at once
 
     async def _answer_line(self, line: bytes) -> None:
         if not line.strip():
@@ -78,10 +79,11 @@ class _Session:
         try:
             request = host.decode_request(line)
             route = ROUTES[type(request)]
-            if route.stream:
-                await self._follow(partial(route.handler, self._deps, self._peer, request))
-            elif route.following is not None and getattr(request, "follow", False):
-                await self._follow(partial(route.following, self._deps, self._peer, request))
+            follow = route.handler if route.stream else route.following
+            if follow is not None and getattr(request, "follow", True):
+                if route.check is not None:
+                    route.check(self._deps, request)
+                await self._follow(partial(follow, self._deps, self._peer, request))
             else:
                 self._connection.send_nowait(host.encode_line(await self._call(route, request)))
         except Refused as error:
@@ -130,8 +132,8 @@ class _Session:
                 await handler(emit)
             except (Refused, CutOff) as error:
                 refusal = error
-            except (Disconnected, trio.Cancelled):
-                raise
+            except Disconnected:
+                pass  # said below, outside the nursery, which would wrap it in a group
             except Exception:
                 bug = log_bug("host.sock")
             nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import trio
 from msgspec import UNSET, Meta, UnsetType
 
 from hive_core.handlers.deps import Deps, Peer
-from hive_core.serve.calls import OpenCalls
+from hive_core.serve.calls import CALLS_PER_TURN, OpenCalls, Shares
 from hive_core.serve.mcp_tools import ListedTool, Tool, listed_for, tools_for
 from hive_core.wire.envelope import DECODE_ERRORS, explain
 from hive_core.wire.errors import Disconnected, ErrorCode, LineTooLong, Refused
@@ -121,10 +121,12 @@ _INCOMING: Final = msgspec.json.Decoder(_Incoming)
 _ANYTHING: Final = msgspec.json.Decoder()
 
 
-async def answer(deps: Deps, peer: Peer, stop: trio.Event, connection: Connection, first: bytes) -> None:
+async def answer(
+    deps: Deps, peer: Peer, shares: Shares, stop: trio.Event, connection: Connection, first: bytes
+) -> None:
     """Serve a connection, whose *first* bytes have come, until the client leaves or *stop* is set."""
     async with trio.open_nursery() as nursery:
-        session = _Session(peer, connection, OpenCalls(deps, peer, connection, nursery))
+        session = _Session(peer, connection, OpenCalls(deps, peer, connection, shares.slow, nursery))
         nursery.start_soon(session.stop_reading_when, stop)
         await session.run(first)
         nursery.cancel_scope.cancel()
@@ -187,6 +189,7 @@ class _Session:
         self._reading.cancel()
 
     async def _read(self, chunk: bytes) -> None:
+        taken = 0
         while chunk:
             self._decoder.receive_data(chunk)
             while True:
@@ -199,6 +202,9 @@ class _Session:
                     break
                 if line.strip():
                     self._take(line)
+                    taken += 1
+                    if taken % CALLS_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
                 if self._connection.waiting_bytes > ENOUGH_UNREAD_BYTES:
                     await self._connection.drain()
             chunk = await self._connection.receive()

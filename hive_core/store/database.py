@@ -33,6 +33,9 @@ MAX_BATCH: Final = 1024
 MAX_WAITING: Final = 10_000
 """Operations that may wait for the writer; above it puts are refused."""
 
+MAX_WAITING_BYTES: Final = 64 * 2**20
+"""What they may hold in memory, while the disk does not answer."""
+
 LAZY_S: Final = 0.02
 """How long marks wait for company before they are committed on their own."""
 
@@ -66,11 +69,12 @@ class _Job(Generic[T]):
 
 
 class _Put(Generic[Op]):
-    __slots__ = ("deferred", "op")
+    __slots__ = ("deferred", "op", "size_bytes")
 
-    def __init__(self, op: Op, deferred: Deferred[Outcome] | None) -> None:
+    def __init__(self, op: Op, deferred: Deferred[Outcome] | None, size_bytes: int = 0) -> None:
         self.op = op
         self.deferred = deferred
+        self.size_bytes = size_bytes
 
 
 class Store(Generic[Op]):
@@ -105,6 +109,7 @@ class Store(Generic[Op]):
         self._waiting: deque[_Put[Op] | _Job[object]] = deque()
         self._signals: queue.SimpleQueue[Signal] = queue.SimpleQueue()
         self._committing = False
+        self._waiting_bytes = 0
         self._awaited = 0  # operations in `_waiting`, or at the writer, that somebody waits for
         self._lazy = False
         self.crashed: trio.Event = trio.Event()
@@ -112,17 +117,18 @@ class Store(Generic[Op]):
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def put(self, op: Op) -> Deferred[Outcome]:
-        """Store *op* with the next commit; the deferred has its outcome when it is on disk.
+    def put(self, op: Op, size_bytes: int = 0) -> Deferred[Outcome]:
+        """Store *op*, of *size_bytes*, with the next commit; its outcome comes when it is on disk.
 
         It fails with Refused UNAVAILABLE when the commit fails or too much is waiting.
         """
         deferred: Deferred[Outcome] = Deferred()
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
             deferred.fail(Refused(ErrorCode.UNAVAILABLE, "cannot store: too much waits for the disk"))
             return deferred
-        self._waiting.append(_Put(op, deferred))
+        self._waiting.append(_Put(op, deferred, size_bytes))
         self._awaited += 1
+        self._waiting_bytes += size_bytes
         self._commit_soon()
         return deferred
 
@@ -160,10 +166,18 @@ class Store(Generic[Op]):
     async def read(
         self, fn: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run ``fn(db, *args)`` on the read-only connection in a thread and return its result."""
-        return await trio.to_thread.run_sync(
-            lambda: fn(self._reader, *args, **kwargs), limiter=self._reading, abandon_on_cancel=False
-        )
+        """Run ``fn(db, *args)`` on the read-only connection in a thread and return its result.
+
+        Raises:
+            Refused: UNAVAILABLE, when the file cannot be read.
+        """
+        try:
+            return await trio.to_thread.run_sync(
+                lambda: fn(self._reader, *args, **kwargs), limiter=self._reading, abandon_on_cancel=False
+            )
+        except apsw.Error as error:
+            log.error("Store cannot read: %s", error)
+            raise Refused(ErrorCode.UNAVAILABLE, f"cannot read what is stored: {error}") from None
 
     async def close(self) -> None:
         """Commit what waits, say in the file that this was a clean end, and close it."""
@@ -171,15 +185,19 @@ class Store(Generic[Op]):
             self._signals.put(Signal.CLOSE)
             await trio.to_thread.run_sync(self._thread.join)
             self._reader.close()
-            if not self.crashed.is_set():
+            if not self.crashed.is_set() and self.trouble is None:
                 with contextlib.suppress(apsw.Error):
                     self._swap_clean(True)
             self._db.close()
 
     def _commit_soon(self) -> None:
+        """Wake the writer when all that is ready now has been read.
+
+        Woken by the first of many puts, it would commit that one alone and fight the loop for the GIL.
+        """
         if not self._committing:
             self._committing = True
-            self._signals.put(Signal.COMMIT)
+            self._token.run_sync_soon(self._signals.put, Signal.COMMIT)
 
     def _swap_clean(self, clean: bool) -> bool:
         with self._db as db:
@@ -215,19 +233,21 @@ class Store(Generic[Op]):
                 # of two halves.  It scales with the disk, and one sender alone never pays it.
                 time.sleep(pause_s)
             began = time.perf_counter()
-            count = self._take_batch()
+            count, awaited = self._take_batch()
             wal_is_new = wal_is_new or count > 0
-            pause_s = min((time.perf_counter() - began) * 0.1, MAX_PAUSE_S) if count > 1 else 0.0
+            pause_s = min((time.perf_counter() - began) * 0.1, MAX_PAUSE_S) if awaited > 1 else 0.0
             if self.trouble is not None:
                 pause_s = TROUBLE_PAUSE_S
             if signal is Signal.CLOSE:
-                while self._take_batch():
+                # Marks that cannot be stored wait again, for ever: they are let go with the trouble.
+                while self._take_batch()[0] and self.trouble is None:
                     pass
                 return
             if self._wal_pages - self._checkpointed_pages > BIG_WAL_PAGES:
                 self._checkpoint()
 
-    def _take_batch(self) -> int:
+    def _take_batch(self) -> tuple[int, int]:
+        """Commit what waits; give how many operations that were, and how many of them somebody waited for."""
         puts: list[_Put[Op]] = []
         jobs: list[_Job[object]] = []
         with contextlib.suppress(IndexError):
@@ -243,8 +263,9 @@ class Store(Generic[Op]):
         for job in jobs:
             done.append(self._perform(job))
         awaited = len(jobs) + sum(put.deferred is not None for put in puts)
-        self._in_loop(lambda: self._finish(done, awaited))
-        return len(puts) + len(jobs)
+        size_bytes = sum(put.size_bytes for put in puts)
+        self._in_loop(lambda: self._finish(done, awaited, size_bytes))
+        return len(puts) + len(jobs), awaited
 
     def _commit(self, puts: list[_Put[Op]]) -> list[Callable[[], None]]:
         try:
@@ -272,6 +293,7 @@ class Store(Generic[Op]):
         try:
             with _transaction(self._db) as db:
                 result = job.run(db)
+            self.trouble = None
         except apsw.Error as error:
             self._say_trouble(error)
             refused = Refused(ErrorCode.UNAVAILABLE, f"cannot store: {error}")
@@ -297,9 +319,13 @@ class Store(Generic[Op]):
 
         Passive: a reader that stays in it makes it grow and costs nobody else time.
         """
-        with contextlib.suppress(apsw.BusyError):
+        try:
             self._db.execute("pragma wal_checkpoint(passive)").fetchall()
             self._checkpointed_pages = self._wal_pages
+        except apsw.BusyError:
+            pass
+        except apsw.Error as error:  # a full disk: what is committed stays in the log meanwhile
+            self._say_trouble(error)
 
     def _in_loop(self, fn: Callable[[], None]) -> None:
         with contextlib.suppress(trio.RunFinishedError):
@@ -307,13 +333,19 @@ class Store(Generic[Op]):
 
     # ── in the event loop ───────────────────────────────────────────────────────────────────────
 
-    def _finish(self, done: Sequence[Callable[[], None]], awaited: int) -> None:
+    def _finish(self, done: Sequence[Callable[[], None]], awaited: int, size_bytes: int) -> None:
         self._committing = False
         self._awaited -= awaited
+        self._waiting_bytes -= size_bytes
         for answer in done:
             answer()
         if self._awaited:
-            self._commit_soon()
+            self._committing = True
+            self._signals.put(Signal.COMMIT)
+        elif self._waiting and not self._lazy:
+            # Marks that were made while the writer was at work, or that a failed commit gave back.
+            self._lazy = True
+            self._signals.put(Signal.LAZY)
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import apsw
@@ -15,6 +14,9 @@ from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import OPERATOR
 from hive_core.wire.limits import MAX_LINE_BYTES
 
+RECENT_IDS: Final = 50_000
+"""How far back `recent` looks: an agent may ask for it again and again, and must not keep the reader busy."""
+
 MAX_CHAIN: Final = 100
 """Messages that `why` follows back."""
 
@@ -25,8 +27,10 @@ ROW_BYTES: Final = 1024
 """What a row takes there beside its body, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+# Structs of msgspec where a broker makes several per message: a frozen dataclass takes ten times as long.
+
+
+class Post(msgspec.Struct, frozen=True):
     """One accepted message: a row per recipient, with ids that rise from *first_id*."""
 
     first_id: int
@@ -41,28 +45,24 @@ class Post:
     broadcast: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(msgspec.Struct, frozen=True):
     ids: Sequence[int]
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Acked:
+class Acked(msgspec.Struct, frozen=True):
     ids: Sequence[int]
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Requeued:
+class Requeued(msgspec.Struct, frozen=True):
     ids: Sequence[int]
 
 
 MailboxOp = Post | Delivered | Acked | Requeued
 
 
-@dataclass(frozen=True, slots=True)
-class Posted:
+class Posted(msgspec.Struct, frozen=True, gc=False):
     """Outcome of a Post: the id that the sender gets, the thread, and whether it is new."""
 
     id: int
@@ -70,8 +70,7 @@ class Posted:
     new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(msgspec.Struct, frozen=True, gc=False):
     """A message's row with all its columns."""
 
     id: int
@@ -97,6 +96,14 @@ _VALUES: Final = "(?,?,?,?,?,?,?,?,?,?,?)"
 # Few large statements: each one that ends gives the GIL to a busy event loop and waits to get it back.
 _INSERTS: Final = {size: _INSERT + ",".join([_VALUES] * size) for size in (64, 16, 4, 1)}
 
+_MARKS: Final = " from (select cast(key as integer) as id, value as at from json_each(?)) as mark"
+_DELIVER: Final = f"update messages set delivered_at = mark.at{_MARKS} where messages.id = mark.id"  # noqa: S608
+_ACK: Final = (
+    f"update messages set acked_at = mark.at, delivered_at = coalesce(delivered_at, mark.at){_MARKS}"  # noqa: S608
+    " where messages.id = mark.id and acked_at is null"
+)
+_REQUEUE: Final = "update messages set redelivered = 1 where id in (select value from json_each(?))"
+
 _COLUMNS: Final = (
     "id, sender, recipient, body, sent_at, delivered_at, acked_at, in_reply_to, redelivered, broadcast,"
     " coalesce(thread_id, id), cause_id, sender_uid"
@@ -107,6 +114,9 @@ def apply_batch(db: apsw.Connection, ops: Sequence[MailboxOp]) -> list[Outcome]:
     """Carry out a batch, in order, and give the outcome of each operation."""
     outcomes: list[Outcome] = []
     rows: list[object] = []
+    delivered: dict[int, float] = {}
+    acked: dict[int, float] = {}
+    requeued: list[int] = []
     for op in ops:
         match op:
             case Post(in_reply_to=None, idempotency_key=None):
@@ -117,28 +127,20 @@ def apply_batch(db: apsw.Connection, ops: Sequence[MailboxOp]) -> list[Outcome]:
                 _insert(db, rows)
                 outcomes.append(_post_checked(db, op))
             case Delivered(ids, now):
-                _insert(db, rows)
-                db.execute(
-                    "update messages set delivered_at = ? where id in (select value from json_each(?))",
-                    (now, json.dumps(ids)),
-                )
+                delivered.update(dict.fromkeys(ids, now))
                 outcomes.append(None)
             case Acked(ids, now):
-                _insert(db, rows)
-                db.execute(
-                    "update messages set acked_at = ?, delivered_at = coalesce(delivered_at, ?)"
-                    " where id in (select value from json_each(?)) and acked_at is null",
-                    (now, now, json.dumps(ids)),
-                )
+                for message_id in ids:
+                    acked.setdefault(message_id, now)
                 outcomes.append(None)
             case Requeued(ids):
-                _insert(db, rows)
-                db.execute(
-                    "update messages set redelivered = 1 where id in (select value from json_each(?))",
-                    (json.dumps(ids),),
-                )
+                requeued += ids
                 outcomes.append(None)
     _insert(db, rows)
+    # Marks come after all rows: what they change no row of the batch asks for, and an acked one stays so.
+    for statement, marks in ((_DELIVER, delivered), (_ACK, acked), (_REQUEUE, requeued)):
+        if marks:
+            db.execute(statement, (json.dumps(marks),))
     return outcomes
 
 
@@ -206,7 +208,7 @@ def _post_checked(db: apsw.Connection, post: Post) -> Posted | Refused:
     return Posted(post.first_id, thread_id or post.first_id, new=True)
 
 
-# Named, since the planner would rather walk messages_by_recipient through everything ever acked.
+# Named, so that a query that could not use it fails instead of walking through everything ever acked.
 _UNACKED: Final = "messages indexed by messages_waiting"
 
 
@@ -266,9 +268,8 @@ def load_window(
         size += len(row.body)
         if len(messages) == limit or (messages and size > max_bytes):
             return messages, False
-        messages.append(
-            as_handed_out(replace(row, redelivered=row.redelivered or row.delivered_at is not None))
-        )
+        again = row.redelivered or row.delivered_at is not None
+        messages.append(as_handed_out(msgspec.structs.replace(row, redelivered=again)))
     return messages, True
 
 
@@ -292,8 +293,16 @@ def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessag
 
 
 def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
-    """The newest messages to *recipient*, oldest first."""
-    return _page(db, "recipient = ? order by id desc limit ?", (recipient, limit))[::-1]
+    """The newest messages to *recipient*, oldest first.
+
+    All there are of the operator's; of an agent's those among the hive's newest RECENT_IDS.
+    """
+    if recipient == OPERATOR:
+        return _page(db, f"recipient = '{OPERATOR}' order by id desc limit ?", (limit,))[::-1]
+    newest = "id > (select max(id) from messages) - ?"
+    return _page(db, f"{newest} and recipient = ? order by id desc limit ?", (RECENT_IDS, recipient, limit))[
+        ::-1
+    ]
 
 
 def page(db: apsw.Connection, since: int | None, limit: int) -> list[StoredMessage]:

@@ -152,7 +152,8 @@ def _first_of_ours(db: apsw.Connection) -> None:
     for statement in (
         # Names its condition literally: `acked_at is ?` would not use it.
         "create index messages_waiting on messages (recipient, id) where acked_at is null",
-        "create index messages_by_recipient on messages (recipient, id)",
+        # No index on all recipients: it would cost each batch a page per recipient (benchmarks/README.md).
+        "create index messages_to_operator on messages (id) where recipient = 'operator'",
         """create unique index messages_by_key on messages (sender, idempotency_key)
            where idempotency_key is not null""",
         """create table agents (

@@ -35,7 +35,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # ── messages ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A message as its recipient reads it."""
 
     id: int

@@ -8,7 +8,7 @@ import apsw
 import pytest
 import trio
 
-from hive_core.store.database import MAX_WAITING, Outcome, Store, open_store
+from hive_core.store.database import MAX_WAITING, MAX_WAITING_BYTES, Outcome, Store, open_store
 from hive_core.store.schema import SchemaError
 from hive_core.wire.errors import ErrorCode, Refused
 
@@ -139,6 +139,15 @@ async def test_puts_above_the_limit_are_refused_at_once(tmp_path: Path) -> None:
         assert refused
         with pytest.raises(Refused, match="too much waits"):
             await refused[0].wait()
+
+
+async def test_puts_that_would_fill_memory_are_refused_at_once(tmp_path: Path) -> None:
+    async with store_at(tmp_path / "x.sqlite") as store:
+        first, second = store.put("a", MAX_WAITING_BYTES), store.put("b", 1)
+        with pytest.raises(Refused, match="too much waits"):
+            await second.wait()
+        await first.wait()
+        assert await store.put("c", MAX_WAITING_BYTES).wait() == "C"
 
 
 async def test_a_cancelled_write_is_carried_out_all_the_same(tmp_path: Path) -> None:

@@ -151,9 +151,19 @@ def test_finding_what_waits_does_not_walk_through_what_is_done(db: apsw.Connecti
     db.set_progress_handler(count, 100)
     found, _ = mailbox.load_window(db, "alice", 0, [], 100, 10**6)
     waiting = mailbox.waiting_of(db, "alice")
+    to_operator = mailbox.recent(db, "operator", 10)
     unfinished = mailbox.unfinished(db, "alice", 100)
     db.set_progress_handler(None)
 
     assert [message.id for message in found] == [row.id for row in unfinished] == [5000]
-    assert waiting == (1, [])
+    assert (waiting, to_operator) == ((1, []), [])
     assert steps < 10
+
+
+def test_recent_looks_back_only_so_far(db: apsw.Connection) -> None:
+    last = mailbox.RECENT_IDS + 2
+    apply_batch(db, [post(1), post(2), post(last, to="bob")])
+    assert bodies(mailbox.recent(db, "alice", 10)) == []
+    apply_batch(db, [post(3), post(last + 1, to="operator")])
+    assert bodies(mailbox.recent(db, "alice", 10)) == []
+    assert [row.id for row in mailbox.recent(db, "operator", 10)] == [last + 1]
