@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint format bench lock clean
+.PHONY: help demo run test coverage lint format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +22,10 @@ run: $(VENV)/.installed ## a local hive in the foreground; HIVE_HOME=DIR says wh
 	@$(BIN)/hive-core serve --local $(if $(HIVE_HOME),--home '$(HIVE_HOME)')
 
 test: $(VENV)/.installed-dev ## the whole suite, linters and types included
-	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 -m 'not claude' $(ARGS)
+
+coverage: $(VENV)/.installed-dev ## which lines no test in this process reaches
+	@$(BIN)/python -m pytest -q -n 2 -m 'not claude' --ignore tests/daemon --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .

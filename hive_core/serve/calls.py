@@ -160,6 +160,8 @@ class OpenCalls(Generic[Key]):
                     answer.end()
                 else:
                     async with self._slow:
+                        if self._connection.closed:  # while it waited in line, its caller left
+                            raise Disconnected("nobody reads the answer")
                         result = await route.handler(self._deps, self._peer, request)
                     answer.reply(result)
             if scope.cancelled_caught:
