@@ -38,7 +38,7 @@ async def answer(
     with trio.move_on_after(HELLO_TIMEOUT_S) as patience:
         first = await connection.receive()
     if patience.cancelled_caught:
-        _refuse_hello(connection, f"cannot talk: no word within {HELLO_TIMEOUT_S:g} s")
+        _refuse_hello(connection, f"cannot talk: no hello within {HELLO_TIMEOUT_S:g} s")
     elif first[:1] == b"{":
         peer = Peer(Role.AGENT, name, process.uid, process.pid, in_turn=True)
         await mcp.answer(deps, peer, shares, stop, connection, first)
