@@ -333,4 +333,4 @@ class MailboxModel(RuleBasedStateMachine):
 
 
 TestMailboxModel = MailboxModel.TestCase
-TestMailboxModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestMailboxModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
