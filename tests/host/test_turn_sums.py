@@ -1,5 +1,6 @@
 """An agent's turn stats, summed up in the child: whatever the file holds, an answer of bounded size or none."""
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
