@@ -22,10 +22,10 @@ run: $(VENV)/.installed ## a local hive in the foreground; HIVE_HOME=DIR says wh
 	@$(BIN)/hive-core serve --local $(if $(HIVE_HOME),--home '$(HIVE_HOME)')
 
 test: $(VENV)/.installed-dev ## the whole suite, linters and types included
-	@$(BIN)/python -m pytest -q -n 2 -m 'not claude' $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude' $(ARGS)
 
 coverage: $(VENV)/.installed-dev ## which lines no test in this process reaches
-	@$(BIN)/python -m pytest -q -n 2 -m 'not claude' --ignore tests/daemon --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude' --ignore tests/daemon --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .

@@ -142,6 +142,12 @@ TARGETS = (
         6.0,
         at_least=False,
     ),
+    Target(
+        "hive-agent mcp, exec → greeted ÷ bare Python",
+        lambda r: r["start, hive-agent mcp: ms"] / r["start, bare Python: ms"],
+        3.0,
+        at_least=False,
+    ),
 )
 
 

@@ -44,6 +44,8 @@ class Config:
 
     label: str = ""
     """The agent's name, for its system prompt."""
+    operator_pronouns: str = ""
+    """How its system prompt speaks of the operator, such as `she/her`."""
     claude_bin: str | None = None
     """None: `claude` on PATH."""
     extra_mcp: Path | None = None
@@ -98,6 +100,7 @@ class Config:
             rate_limit_sleep_s=sleep_s,
             login_command=login_command or (claude_bin or "claude", *DEFAULT_LOGIN_COMMAND[1:]),
             label=environ.get("HIVE_LABEL", ""),
+            operator_pronouns=args.operator_pronouns or environ.get("HIVE_OPERATOR_PRONOUNS", ""),
             claude_bin=claude_bin,
             extra_mcp=Path(args.extra_mcp or environ.get("HIVE_EXTRA_MCP") or DEFAULT_EXTRA_MCP),
             # systemd gives several, with colons between them.
@@ -136,6 +139,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extra-mcp",
         metavar="FILE",
         help=f"more MCP servers, as JSON [HIVE_EXTRA_MCP, {DEFAULT_EXTRA_MCP}]",
+    )
+    parser.add_argument(
+        "--operator-pronouns",
+        metavar="TEXT",
+        help="how agents are told of the operator [HIVE_OPERATOR_PRONOUNS, they/them]",
     )
     parser.add_argument(
         "--script", metavar="FILE", help="JSON that the scripted provider plays [HIVE_SCRIPT]"

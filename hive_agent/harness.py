@@ -84,6 +84,7 @@ async def serve(
         board=board,
         model=model.current,
         effort=effort.current,
+        began=stats.begin,
         record=stats.record,
     )
     upkeep = Upkeep(
@@ -136,7 +137,7 @@ def _make_login(config: Config, provider: Provider, board: Board, bus: Bus) -> L
             board.let_go(Status.NEEDS_LOGIN_IN_PROGRESS)
 
     return Login(
-        config.login_command,
+        provider.login_program(),
         cwd=config.state,
         opened=show,
         is_logged_in=provider.is_logged_in,

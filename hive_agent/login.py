@@ -9,12 +9,14 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import trio
+
+from hive_agent.providers.base import Program
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +58,14 @@ class Login:
 
     def __init__(
         self,
-        command: Sequence[str],
+        program: Program,
         *,
         cwd: Path,
         opened: Callable[[bool], None],
         is_logged_in: Callable[[], bool],
         note: Callable[[str], object],
     ) -> None:
-        self._command = list(command)
+        self._program = program
         self._cwd = cwd
         self._opened = opened
         self._is_logged_in = is_logged_in
@@ -124,7 +126,7 @@ class Login:
     async def _drive(self, attempt: "_Attempt") -> None:
         try:
             with attempt.scope, trio.move_on_after(LOGIN_TIMEOUT_S) as patience:
-                await attempt.run(self._command, self._cwd)
+                await attempt.run(self._program, self._cwd)
             if patience.cancelled_caught:
                 self._note(f"Login given up: nobody finished it in {LOGIN_TIMEOUT_S / 60:g} min")
             elif attempt.scope.cancelled_caught:
@@ -149,23 +151,23 @@ class _Attempt:
         self._scanned = bytearray()
         self._tail = bytearray()
 
-    async def run(self, command: Sequence[str], cwd: Path) -> None:
+    async def run(self, program: Program, cwd: Path) -> None:
+        name = program.argv[0]
         try:
             self._process = process = await trio.lowlevel.open_process(
-                list(command),
+                list(program.argv),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                # Where claude looks for its credentials, if there is nothing better.
-                env={"HOME": str(cwd), **os.environ},
+                env=dict(program.env),
                 start_new_session=True,
             )
         except OSError as error:
-            self._trouble = f"{command[0]} cannot be started: {error.strerror}"
+            self._trouble = f"{name} cannot be started: {error.strerror}"
             self._url_known.set()
             return
-        log.info("Login started pid=%d command=%s", process.pid, command[0])
+        log.info("Login started pid=%d command=%s", process.pid, name)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, process)

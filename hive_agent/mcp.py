@@ -5,7 +5,8 @@ socket its C half; json not before the first line is on its way.
 
 What goes through is passed on as it is, but for a key in each tools/call: when the daemon is gone in
 mid-call the call is made again, and by its key a send that was stored already arrives once.  A repeated
-recv is no loss either: a daemon that has restarted holds no lease.
+recv is no loss either: a daemon that has restarted holds no lease, and one that has not takes back what
+it was not told to have reached the client.
 """
 
 import _socket
@@ -35,6 +36,8 @@ MAX_OPEN_BYTES = 8 * 2**20
 """While calls of this size have no answer, no more are read."""
 
 KEY = "hyperhive/key"
+TELLS = "hyperhive/tells"
+RECEIVED = "notifications/hyperhive/received"
 MAX_PATH_BYTES = 107
 
 EXIT_UNREACHABLE = 5
@@ -64,6 +67,13 @@ class Relay:
         self._replays = 0
         self._alone_since: float | None = now
         self._complaint = ""
+        # Calls whose answers the daemon wants to know to be there, and the answers that are on their way:
+        # how much will have been passed on with the last byte of each.
+        self._telling: set[str | int] = set()
+        self._on_the_way: list[tuple[int, str | int]] = []
+        self._passed_bytes = 0
+        self.tells = True
+        """Cleared when nothing more can be said to the daemon."""
         self._name = os.urandom(9).hex()
         self._calls = 0
 
@@ -101,6 +111,16 @@ class Relay:
                 self._settle()
                 self._tell(line)
 
+    def passed_on(self, size: int) -> None:
+        """The client has taken so many bytes."""
+        del self.to_client[:size]
+        self._passed_bytes += size
+        while self._on_the_way and self._on_the_way[0][0] <= self._passed_bytes:
+            _, request_id = self._on_the_way.pop(0)
+            if self.connected and self.tells:
+                told: Message = {"jsonrpc": "2.0", "method": RECEIVED, "params": {"requestId": request_id}}
+                self.to_daemon += _render(told)
+
     def connect(self) -> None:
         """There is a daemon: say again what the last one was told, and ask again what it did not answer."""
         self._alone_since = None
@@ -116,6 +136,7 @@ class Relay:
         self._settle()
         self._alone_since = now
         self.to_daemon.clear()
+        self._on_the_way.clear()
         rest, self._daemon_lines = self._daemon_lines.rest, Lines()
         # Whom it does not let in, it tells so in the other language of this socket.
         at = rest.find(b"cannot ")
@@ -154,10 +175,14 @@ class Relay:
         elif not isinstance(message, dict):
             self._refuse(None, PARSE_ERROR, "cannot read the line: it is no JSON object")
         else:
-            line = line.lstrip()
+            line, tells = line.lstrip(), False
             if message.get("method") == "tools/call":
-                line = self._with_key(message) or line
+                tells = self._add_key(message)
+                line = _render(message) or line
             self._remember(message, line)
+            request_id = message.get("id")
+            if tells and isinstance(request_id, str | int):
+                self._telling.add(request_id)
             if self.connected:
                 self.to_daemon += line
             else:
@@ -177,27 +202,39 @@ class Relay:
             params = message.get("params")
             self._forget(params.get("requestId") if isinstance(params, dict) else None)
 
-    def _with_key(self, message: Message) -> bytes:
-        """Give the call with a key that tells it from every other one; nothing, if that cannot be."""
+    def _add_key(self, message: Message) -> bool:
+        """Give the call a key that tells it from every other one, if that can be.
+
+        Gives whether it also promises that the daemon will be told when its answer is there.
+        """
         params = message.get("params")
-        meta = params.setdefault("_meta", {}) if isinstance(params, dict) else None
-        if not isinstance(meta, dict):
-            return b""
+        if not isinstance(params, dict):
+            return False
+        meta = params.setdefault("_meta", {})
+        # Who has a key of its own has its own way of going on, too.
+        if not isinstance(meta, dict) or KEY in meta:
+            return False
         self._calls += 1
-        meta.setdefault(KEY, f"{self._name}-{self._calls}")
-        return _render(message)
+        meta[KEY] = f"{self._name}-{self._calls}"
+        if params.get("name") != "recv":
+            return False
+        meta[TELLS] = True
+        return True
 
     def _tell(self, line: bytes) -> None:
         message = _parse(line)
         answered = message.get("id") if isinstance(message, dict) else None
         if isinstance(answered, str) and answered.startswith(f"{self._name}-"):
             return  # our own initialize, which the client has had answered long ago
-        self._forget(answered)
         self.to_client += line
+        if isinstance(answered, str | int) and answered in self._telling:
+            self._on_the_way.append((self._passed_bytes + len(self.to_client), answered))
+        self._forget(answered)
 
     def _forget(self, request_id: object) -> None:
         if isinstance(request_id, str | int):
             self._open_bytes -= len(self._open.pop(request_id, b""))
+            self._telling.discard(request_id)
 
     def _refuse(self, request_id: object, code: int, text: str) -> None:
         error = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
@@ -310,6 +347,7 @@ class Bridge:
             return
         # What the daemon is at is still answered; what is parked, it gives up.
         self._ends_at = time.monotonic() + LAST_ANSWERS_S
+        self._relay.tells = False
         if self._socket is not None and not self._relay.to_daemon:
             self._socket.shutdown(_socket.SHUT_WR)
 
@@ -317,7 +355,7 @@ class Bridge:
         if not events & select.POLLOUT:
             raise BrokenPipeError
         written = os.write(self._stdout, self._relay.to_client[:PIPE_BYTES])
-        del self._relay.to_client[:written]
+        self._relay.passed_on(written)
 
     def _exchange(self, events: int) -> None:
         assert self._socket is not None

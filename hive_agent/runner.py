@@ -13,7 +13,7 @@ from hive_agent.link import Calls
 from hive_agent.providers.base import Outcome, Provider, TurnPrompt, TurnResult
 from hive_agent.state import Board, TurnState
 from hive_agent.tools import Tools
-from hive_agent.turn_stats import COMPACT_FAILED, COMPACTED, TurnRow
+from hive_agent.turn_stats import COMPACT_FAILED, COMPACTED, TurnBegin, TurnRow
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import Refused
 from hive_core.wire.ids import SELF
@@ -36,6 +36,7 @@ class Runner:
         board: Board,
         model: Callable[[], str],
         effort: Callable[[], str | None] = lambda: None,
+        began: Callable[[TurnBegin], None] = lambda _row: None,
         record: Callable[[TurnRow], None] = lambda _row: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -45,6 +46,7 @@ class Runner:
         self._board = board
         self._model = model
         self._effort = effort
+        self._began = began
         self._record = record
         self._clock = clock
         self._running: tuple[str, trio.CancelScope] | None = None
@@ -68,6 +70,8 @@ class Runner:
 
     def begin(self, sender: str, body: str, unread: int = 0, **more: Any) -> None:
         """Tell whoever watches that a turn begins."""
+        # First of all: from here on no kill can make it a turn that nobody counted.
+        self._begin_row(sender, more.get("message_id"))
         self._board.set_turn_state(TurnState.THINKING)
         self._emit("turn_start", {"from": sender, "body": body, "unread": unread, **more})
 
@@ -95,10 +99,11 @@ class Runner:
         what = f"the turn over message {message_id}" if message else "the turn that writes notes"
         result = INTERRUPTED
         began = self._clock(), trio.current_time()
+        sender = message.sender if message else SELF
+        self._begin_row(sender, message_id)
         try:
             result = await self._contained(what, lambda: self._provider.run_turn(prompt, tools, self._emit))
         finally:
-            sender = message.sender if message else SELF
             kind = result.outcome.value
             self._write_down(began, prompt.model, sender, kind, self._with_figures(result), message_id)
         return result
@@ -141,6 +146,12 @@ class Runner:
         if self._provider.cut_off is None or result not in (CANCELLED, INTERRUPTED):
             return result
         return replace(self._provider.cut_off, outcome=result.outcome, note=result.note)
+
+    def _begin_row(self, sender: str, message_id: int | None) -> None:
+        row = TurnBegin(
+            started_at=self._clock(), model=self._model(), wake_from=sender, message_id=message_id
+        )
+        self._began(row)
 
     def _write_down(
         self,

@@ -252,9 +252,10 @@ class TurnLoop:
     async def _after_failure(self, message: Message, result: TurnResult) -> None:
         self._failures_in_a_row += 1
         attempts = self._attempts.pop(message.id, 0) + 1
+        # Also when it is set aside: what the model took in this turn was not.
+        self._in_doubt = True
         if attempts < MAX_ATTEMPTS:
             self._attempts[message.id] = attempts
-            self._in_doubt = True
             too_long = result.outcome is Outcome.PROMPT_TOO_LONG
             if too_long and attempts == MAX_ATTEMPTS - 1 and self._provider.capabilities.sessions:
                 # Else no message would ever be worked on again.

@@ -1,9 +1,10 @@
-"""What each turn took, in a file of the agent: one row a turn, failed ones too.
+"""What each turn took, in a file of the agent: one row a turn, failed ones and those cut off by a kill too.
 
 Nothing here may hurt a turn: whatever fails is a log line.  The host reads the file for `hive stats`, in
 a process of its own (hive_core/host/agent_files_worker.py).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -27,6 +28,10 @@ MAX_TOOLS: Final = 100
 COMPACTED: Final = "compacted"
 COMPACT_FAILED: Final = "compact_failed"
 """Kinds of rows that are no turns: their tokens and their cost count, they do not."""
+
+RUNNING: Final = "running"
+KILLED: Final = "killed"
+"""What becomes of a row whose harness was gone before its turn had ended."""
 
 COLUMNS: Final[Mapping[str, str]] = {
     "started_at": "REAL",
@@ -66,6 +71,16 @@ _LATEST: Final = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TurnBegin:
+    """What is known of a turn when it begins."""
+
+    started_at: float
+    model: str
+    wake_from: str
+    message_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TurnRow:
     """One turn.  Times are unix seconds, *duration_s* is of a clock that nobody sets."""
 
@@ -96,23 +111,52 @@ class TurnStats:
         self._db: sqlite3.Connection | None = None
         self._columns: list[str] = []
         self._hold_off_until = 0.0
+        self._running: int | None = None
         try:
             self._db, self._columns = _open(path)
         except (OSError, sqlite3.Error) as error:
             log.warning("Turn stats are not kept: cannot open %s: %s", path, error)
 
-    def record(self, row: TurnRow) -> None:
-        """Add *row*, or log why not."""
-        if self._db is None or self._clock() < self._hold_off_until:
+    def begin(self, row: TurnBegin) -> None:
+        """Add a row that `record` completes: whatever happens meanwhile, the turn is in the file.
+
+        Nothing, when one has been begun already.
+        """
+        if self._running is not None:
             return
-        values = _values(row)
-        places = ", ".join("?" * len(self._columns))
-        insert = f"INSERT INTO turn_stats ({', '.join(self._columns)}) VALUES ({places})"  # noqa: S608
+        values = {
+            "started_at": row.started_at,
+            "model": row.model,
+            "wake_from": row.wake_from,
+            "message_id": row.message_id,
+            "result_kind": RUNNING,
+        }
+        self._running = self._store(None, values)
+
+    def record(self, row: TurnRow) -> None:
+        """Complete the row that was begun, or add one; or log why not."""
+        begun, self._running = self._running, None
+        self._store(begun, _values(row))
+
+    def _store(self, row_id: int | None, values: Mapping[str, object]) -> int | None:
+        """Put *values* into the row *row_id*, or a new one, and give its id; None: it could not be done."""
+        if self._db is None or self._clock() < self._hold_off_until:
+            return None
+        names = [name for name in self._columns if name in values]
+        if row_id is None:
+            places = ", ".join("?" * len(names))
+            statement = f"INSERT INTO turn_stats ({', '.join(names)}) VALUES ({places})"  # noqa: S608
+        else:
+            # Not UPDATE: the host may have pruned the row meanwhile.
+            names = ["id", *names]
+            places = ", ".join("?" * len(names))
+            statement = f"INSERT OR REPLACE INTO turn_stats ({', '.join(names)}) VALUES ({places})"  # noqa: S608
         try:
-            self._db.execute(insert, [values[name] for name in self._columns])
+            return self._db.execute(statement, [{"id": row_id, **values}[name] for name in names]).lastrowid
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
             log.warning("Turn is missing in the stats: %s", error)
             self._hold_off_until = self._clock() + HOLD_OFF_S
+            return None
 
     def latest(self) -> Seed | None:
         """Give how full the conversation was after the last turn that said so."""
@@ -150,6 +194,9 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[str]]:
         for name in COLUMNS.keys() - _columns_of(db):
             _add_column(db, name, COLUMNS[name])
         there = _columns_of(db)
+        if "result_kind" in there:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("UPDATE turn_stats SET result_kind = ? WHERE result_kind = ?", (KILLED, RUNNING))
     except BaseException:
         db.close()
         raise

@@ -9,9 +9,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import apsw
 import trio
@@ -45,6 +46,16 @@ class Waiter:
         self.drained = drained
         self.deadline = deadline
         self.deferred = deferred
+
+
+class Handover(NamedTuple):
+    """Messages in an answer.  One of the two is called when it is known whether somebody read it.
+
+    They leave alone what has been acked or requeued meanwhile, and perhaps leased anew.
+    """
+
+    arrived: Callable[[], None]
+    undo: Callable[[], None]
 
 
 @dataclass
@@ -286,10 +297,31 @@ class Broker:
             self._changed(agent)
         return len(back)
 
-    def take_back(self, agent: str, ids: Iterable[int]) -> None:
-        """Requeue *ids*, as far as *agent* is still there to have them leased."""
-        if agent in self._inboxes:
-            self.requeue(agent, ids)
+    def hand_over(self, agent: str, ids: Iterable[int]) -> Handover:
+        """Watch over the answer that takes *ids* to *agent*, to whom they have just been leased.
+
+        What was drained is not done with its turn before it has arrived.
+        """
+        box = self._inbox(agent).mailbox
+        leases = box.set_out(ids)
+        return Handover(
+            partial(self._arrived, agent, box, leases), partial(self._take_back, agent, box, leases)
+        )
+
+    def _arrived(self, agent: str, box: Mailbox, leases: Mapping[int, int]) -> None:
+        if done := box.arrived(leases):
+            self._store.mark(Acked(done, self._clock()))
+            if self._is_of(agent, box):
+                self._changed(agent)
+
+    def _take_back(self, agent: str, box: Mailbox, leases: Mapping[int, int]) -> None:
+        if self._is_of(agent, box):
+            self.requeue(agent, box.still_leased(leases))
+
+    def _is_of(self, agent: str, box: Mailbox) -> bool:
+        """Whether *agent* is still there; it may have been destroyed, and made anew under its name."""
+        inbox = self._inboxes.get(agent)
+        return inbox is not None and inbox.mailbox is box
 
     def _inbox(self, agent: str) -> _Inbox:
         try:

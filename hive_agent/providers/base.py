@@ -1,6 +1,6 @@
 """What runs a turn: a model's command line or API, or the scripted stand-in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Protocol
@@ -94,6 +94,14 @@ class TurnResult:
         return self.outcome is Outcome.OK
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """What is run in the agent's state directory, and all of the environment that it sees."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+
+
 class Provider(Protocol):
     name: ClassVar[str]
     default_model: ClassVar[str]
@@ -131,4 +139,10 @@ class Provider(Protocol):
 
         Asked every two seconds while a login is waited for.  Credentials that a turn was refused with
         are none until they change.
+        """
+
+    def login_program(self) -> Program:
+        """Give what a person is led through to log in.  Only with the capability.
+
+        Its credentials land where `is_logged_in` and the turns look for them.
         """

@@ -5,9 +5,10 @@ shows the one shows the other.  It never answers an answer, so two of them canno
 """
 
 import hashlib
+import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -15,9 +16,17 @@ from typing import Any, ClassVar, Final
 import trio
 from msgspec import UNSET
 
-from hive_agent.config import Config
+from hive_agent.config import DEFAULT_LOGIN_COMMAND, Config
 from hive_agent.events import Emit
-from hive_agent.providers.base import BadProvider, Capabilities, Outcome, TurnPrompt, TurnResult, Usage
+from hive_agent.providers.base import (
+    BadProvider,
+    Capabilities,
+    Outcome,
+    Program,
+    TurnPrompt,
+    TurnResult,
+    Usage,
+)
 from hive_agent.providers.directives import (
     Ask,
     Context,
@@ -49,10 +58,16 @@ class Scripted:
         compact=True, sessions=True, login=True, efforts=("low", "medium", "high")
     )
 
-    def __init__(self, turns: Iterable[ScriptedTurn] = (), logged_out: Path | None = None) -> None:
+    def __init__(
+        self,
+        turns: Iterable[ScriptedTurn] = (),
+        logged_out: Path | None = None,
+        login: Sequence[str] = DEFAULT_LOGIN_COMMAND,
+    ) -> None:
         """*logged_out* is the file that is there after a `logout`, until a login deletes it."""
         self._turns = deque(turns)
         self._logged_out = logged_out
+        self._login = login
         self.cut_off: TurnResult | None = None
         self._too_long = False
         self._met: set[int] = set()
@@ -61,9 +76,9 @@ class Scripted:
     def open(cls, config: Config) -> "Scripted":
         logged_out = config.state / "scripted-logged-out"
         if config.script is None:
-            return cls(logged_out=logged_out)
+            return cls(logged_out=logged_out, login=config.login_command)
         try:
-            return cls(read_script(config.script).turns, logged_out)
+            return cls(read_script(config.script).turns, logged_out, config.login_command)
         except BadScript as error:
             raise BadProvider(str(error)) from None
 
@@ -90,6 +105,9 @@ class Scripted:
 
     def is_logged_in(self) -> bool:
         return self._logged_out is None or not self._logged_out.exists()
+
+    def login_program(self) -> Program:
+        return Program(argv=self._login, env=os.environ)
 
     def _trouble(self, directives: Iterable[Directive], message: Message) -> TurnResult | None:
         """Give the bad end that the message orders; one that was met before comes to a good one."""

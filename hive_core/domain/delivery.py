@@ -7,7 +7,7 @@ when the window runs dry.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from hive_core.wire.agent import Message
@@ -82,10 +82,14 @@ class Mailbox:
         self.loaded_to = 0
         self._ready: deque[Message] = deque()
         self._ready_bytes = 0
-        self._leased: dict[int, None] = {}
+        # By the take that leased them.
+        self._leased: dict[int, int] = {}
+        self._takes = 0
         self._turn: int | None = None
         # Leased inside a turn, and the message which that turn began with, if it was known.
         self._drained: dict[int, int | None] = {}
+        # Leased in an answer that nobody is known to have read, and whether their turn is done already.
+        self._on_the_way: dict[int, bool] = {}
         # Handed out by an earlier daemon: its agent may still be at work on them and ack them.
         self._working = dict.fromkeys(working)
         self._more = waiting > 0
@@ -132,6 +136,9 @@ class Mailbox:
         or not with it; of these no more are given at once than DRAIN_CHARS allows.
         """
         taken: list[Message] = []
+        # Before anything is leased: what began an earlier turn may come again here, and begins none.
+        turn = self.working_on
+        self._takes += 1
         left_chars = DRAIN_CHARS
         while self._ready and len(taken) < limit and not self.paused:
             left_chars -= len(self._ready[0].body)
@@ -139,12 +146,12 @@ class Mailbox:
                 break
             message = self._ready.popleft()
             self._ready_bytes -= len(message.body)
-            self._leased[message.id] = None
+            self._leased[message.id] = self._takes
             taken.append(message)
         if taken:
             self.waiting -= len(taken)
             if drained:
-                self._drained |= dict.fromkeys((message.id for message in taken), self.working_on)
+                self._drained |= dict.fromkeys((message.id for message in taken), turn)
             else:
                 self._turn = taken[0].id
                 self._working.clear()
@@ -154,12 +161,14 @@ class Mailbox:
         """End leases and give the ids that are done.
 
         With *ids*, only those of them that may be, and what was drained in the turns that began with them.
+        What is on its way of that is done when it has arrived.
         """
         if ids is None:
-            acked = list(self._leased)
+            acked = self._without_those_on_the_way(self._leased)
         else:
             given = dict.fromkeys(ids)
-            given |= dict.fromkeys(i for i, turn in self._drained.items() if turn is None or turn in given)
+            drained = [i for i, turn in self._drained.items() if turn is None or turn in given]
+            given |= dict.fromkeys(self._without_those_on_the_way(i for i in drained if i not in given))
             known = self._leased.keys() | self._working.keys()
             if not given.keys() <= known:
                 known |= {message.id for message in self._ready}
@@ -170,13 +179,24 @@ class Mailbox:
             gone = set(unleased)
             self._ready = deque(message for message in self._ready if message.id not in gone)
             self._ready_bytes = sum(len(message.body) for message in self._ready)
-        for message_id in acked:
-            self._leased.pop(message_id, None)
-            self._working.pop(message_id, None)
-            self._drained.pop(message_id, None)
-        if self._loading:
-            self._acked_while_loading.update(acked)
+        self._end(acked)
         return acked
+
+    def set_out(self, ids: Iterable[int]) -> dict[int, int]:
+        """Give the leases of *ids*; what of them was drained is on its way until it has arrived."""
+        leases = {message_id: self._leased[message_id] for message_id in ids if message_id in self._leased}
+        self._on_the_way |= dict.fromkeys((i for i in leases if i in self._drained), False)
+        return leases
+
+    def still_leased(self, leases: Mapping[int, int]) -> list[int]:
+        """Give those that have not been acked or requeued since."""
+        return [message_id for message_id, lease in leases.items() if self._leased.get(message_id) == lease]
+
+    def arrived(self, leases: Mapping[int, int]) -> list[int]:
+        """What these leased has been read; give what of it is done, since its turn is."""
+        done = [i for i in self.still_leased(leases) if self._on_the_way.pop(i, False)]
+        self._end(done)
+        return done
 
     def requeue(self, ids: Iterable[int] | None = None) -> list[int]:
         """Make leased messages deliverable again, in their old order; all of them without *ids*."""
@@ -186,6 +206,7 @@ class Mailbox:
         for message_id in back:
             del self._leased[message_id]
             self._drained.pop(message_id, None)
+            self._on_the_way.pop(message_id, None)
         if ids is None:
             self._working.clear()
         if back:
@@ -216,6 +237,24 @@ class Mailbox:
             if message.id not in self._leased and message.id not in gone:
                 self._append(message)
         self._more = self._more or not whole
+
+    def _end(self, ids: Collection[int]) -> None:
+        for message_id in ids:
+            self._leased.pop(message_id, None)
+            self._working.pop(message_id, None)
+            self._drained.pop(message_id, None)
+            self._on_the_way.pop(message_id, None)
+        if self._loading:
+            self._acked_while_loading.update(ids)
+
+    def _without_those_on_the_way(self, ids: Iterable[int]) -> list[int]:
+        there = []
+        for message_id in ids:
+            if message_id in self._on_the_way:
+                self._on_the_way[message_id] = True
+            else:
+                there.append(message_id)
+        return there
 
     def _fits(self, message: Message) -> bool:
         return len(self._ready) < WINDOW_MESSAGES and self._ready_bytes + len(message.body) <= WINDOW_BYTES

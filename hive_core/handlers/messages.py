@@ -1,8 +1,6 @@
 """Messages: by the operator on host.sock, and by agents on theirs."""
 
-from collections.abc import Callable
-from functools import partial
-
+from hive_core.broker import Handover
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.rows import message_row, within_line
@@ -65,9 +63,11 @@ def recv(deps: Deps, peer: Peer, request: agent.Recv) -> Deferred[agent.Messages
     return leased.map(lambda found: agent.Messages(messages=found))
 
 
-def hand_back(deps: Deps, peer: Peer, result: agent.Messages) -> Callable[[], object]:
-    """Give what makes these messages deliverable again.  It keeps their ids alone: it is kept for a while."""
-    return partial(deps.broker.take_back, peer.name, [message.id for message in result.messages])
+def hand_over(deps: Deps, peer: Peer, result: agent.Messages) -> Handover | None:
+    """Watch over an answer with messages.  It keeps their ids alone: it is kept for a while."""
+    if not result.messages:
+        return None
+    return deps.broker.hand_over(peer.name, [message.id for message in result.messages])
 
 
 def ack_turn(deps: Deps, peer: Peer, request: agent.AckTurn) -> agent.Acked:

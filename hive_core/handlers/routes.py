@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from hive_core.broker import Handover
 from hive_core.handlers import agents, events, harness, messages, stats, status
 from hive_core.handlers.deps import Role
 from hive_core.wire import agent, host
@@ -26,8 +27,8 @@ class Route:
     """Answers instead of *handler*, as a stream, when the request's `follow` is true."""
     check: Callable[..., None] | None = None
     """Called before a stream is accepted, to refuse it."""
-    undo: Callable[..., Callable[[], object]] | None = None
-    """Given a result, gives what takes it back when it does not reach its caller."""
+    hand_over: Callable[..., Handover | None] | None = None
+    """Given a result, gives what to call when it has reached its caller, and when it has not."""
 
     @cached_property
     def is_async(self) -> bool:
@@ -75,7 +76,7 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.Status: Route(status.status, _OP, host.StatusReply),
     # an agent's socket
     agent.Send: Route(messages.send, _AG, agent.Sent),
-    agent.Recv: Route(messages.recv, _AG, agent.Messages, undo=messages.hand_back),
+    agent.Recv: Route(messages.recv, _AG, agent.Messages, hand_over=messages.hand_over),
     agent.AckTurn: Route(messages.ack_turn, _AG, agent.Acked),
     agent.RequeueInflight: Route(messages.requeue_inflight, _AG, agent.Requeued),
     agent.InboxStatus: Route(messages.inbox_status, _AG, agent.Unread),

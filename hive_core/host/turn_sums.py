@@ -68,13 +68,16 @@ class _Sums:
         )
         self._totals["ctx_max"] = max(self._totals["ctx_max"], ctx)
         result = _name(row["result_kind"])
+        if result == "running":
+            return  # it is counted when it has ended
         if result.startswith("compact"):
             self._totals["compactions"] += 1
             return
         self._totals["turns"] += 1
         self._totals["ok_turns"] += result == "ok"
         self._totals["tool_calls"] += _count(row["tool_call_count"])
-        self._durations_ms.append(_count(row["duration_ms"]))
+        if row["duration_ms"] is not None:  # of one that was killed nobody knows
+            self._durations_ms.append(_count(row["duration_ms"]))
         _tally(self._results, result)
         _tally(self._wake_from, _name(row["wake_from"]))
         _tally(self._models, _name(row["model"]))

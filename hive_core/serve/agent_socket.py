@@ -146,7 +146,7 @@ class _Session:
     ) -> None:
         self._connection, self._decoder, self._shares = connection, decoder, shares
         self._reading = trio.CancelScope()
-        self.calls: OpenCalls[int] = OpenCalls(deps, peer, connection, shares.slow, nursery)
+        self.calls: OpenCalls[int] = OpenCalls(deps, peer, connection, shares, nursery)
 
     async def read(self) -> None:
         """Take requests until the peer leaves or `stop_reading_when` says so."""

@@ -4,23 +4,26 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 import trio
 
+from hive_core.broker import Handover
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.routes import ROUTES, Route
 from hive_core.serve.doors import log_bug
+from hive_core.wire.agent import AckTurn
 from hive_core.wire.errors import Disconnected, ErrorCode, Refused
 from hive_core.wire.limits import MAX_OPEN_CALLS, MAX_OPEN_STREAMS
 from hive_core.wire.stream import Connection
 
 MAX_REMEMBERED: Final = MAX_OPEN_CALLS
-"""Answers that can be undone when it turns out that their caller did not take them."""
-MAX_UNREAD: Final = 4
-"""Of these, how many a client that left is taken not to have read, when it left something unread."""
+"""Answers that were read, and can be undone all the same by a cancel that crossed them."""
+LAST_READ_S: Final = 1.0
+"""For a client that has said its last word and still reads."""
+LAST_READ_POLL_S: Final = 0.02
 
 CALLS_PER_TURN: Final = 32
 """Taken from one connection before all others have had their turn."""
@@ -40,6 +43,8 @@ class Shares:
     large: trio.Lock = field(default_factory=trio.Lock)
     """Held by the one that sends a frame above SMALL_FRAME_BYTES."""
     slow: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_SLOW_CALLS))
+    watched: set["OpenCalls[Any]"] = field(default_factory=set)
+    """Those whose answers are done with a turn only when they have been read."""
 
 
 class Answer(Protocol):
@@ -52,30 +57,44 @@ class Answer(Protocol):
 
 
 class OpenCalls(Generic[Key]):
-    """Begins calls, gives their outcomes to their answers, and gives them up."""
+    """Begins calls, gives their outcomes to their answers, and gives them up.
+
+    Answers that hand something over to a peer that is *in_turn* are in doubt until the peer says that it
+    has them, or, if it is of those that do not, until the kernel says so.
+    """
 
     def __init__(
-        self, deps: Deps, peer: Peer, connection: Connection, slow: trio.Semaphore, nursery: trio.Nursery
+        self, deps: Deps, peer: Peer, connection: Connection, shares: Shares, nursery: trio.Nursery
     ) -> None:
         self._deps, self._peer, self._connection, self._nursery = deps, peer, connection, nursery
-        self._slow = slow
+        self._shares = shares
         self._open: dict[Key, Deferred[msgspec.Struct] | trio.CancelScope] = {}
         self._streams: set[Key] = set()
-        self._answered: dict[Key, Callable[[], object]] = {}
+        self._answered: dict[Key, Handover] = {}
+        # And whether the peer will say that it has it.
+        self._in_doubt: dict[Key, tuple[Handover, bool]] = {}
         self._mute = False
         self._settled = trio.Event()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._open
 
-    def begin(self, key: Key, read: Callable[[], msgspec.Struct], answer: Answer) -> None:
-        """Call what *read* gives, which may raise Refused.  *key* is not open."""
+    def begin(
+        self, key: Key, read: Callable[[], msgspec.Struct], answer: Answer, *, tells: bool = False
+    ) -> None:
+        """Call what *read* gives, which may raise Refused.  *key* is not open.
+
+        The peer *tells* when it has the answer: `confirm` is called then, and nothing else counts.
+        """
         try:
             if len(self._open) >= MAX_OPEN_CALLS:
                 raise Refused(
                     ErrorCode.UNAVAILABLE, f"cannot take the call: {MAX_OPEN_CALLS} are open, the limit"
                 )
             request = read()
+            if isinstance(request, AckTurn):
+                for calls in self._shares.watched:
+                    calls.look()
             route = ROUTES[type(request)]
             if route.stream and len(self._streams) >= MAX_OPEN_STREAMS:
                 raise Refused(
@@ -92,7 +111,7 @@ class OpenCalls(Generic[Key]):
                 answer.reply(outcome)
                 return
             self._open[key] = outcome
-            outcome.then(partial(self._reply, key, route, answer), partial(self._fail, key, answer))
+            outcome.then(partial(self._reply, key, route, answer, tells), partial(self._fail, key, answer))
         except Refused as error:
             answer.fault(error)
         except Exception:
@@ -103,8 +122,22 @@ class OpenCalls(Generic[Key]):
         waiting = self._open.get(key)
         if waiting is not None:
             waiting.cancel()
-        elif key in self._answered:
-            self._answered.pop(key)()
+        else:
+            self._undo(key)
+
+    def confirm(self, key: Key) -> None:
+        """The peer has the answer to *key*."""
+        handover, _ = self._in_doubt.pop(key, (None, False))
+        if handover is not None:
+            handover.arrived()
+            self._remember(key, handover)
+
+    def look(self) -> None:
+        """See whether the answers in doubt have been read, where the peer does not tell."""
+        silent = [key for key, (_, tells) in self._in_doubt.items() if not tells]
+        if silent and self._connection.has_read_all:
+            for key in silent:
+                self.confirm(key)
 
     def forget_parked(self) -> None:
         """Nobody will read the answers of what is parked: give it up without a word."""
@@ -114,10 +147,18 @@ class OpenCalls(Generic[Key]):
                 waiting.cancel()
         self._mute = False
 
-    def undo_unread(self) -> None:
-        """The connection broke, so the peer left something unread, and nobody can say what: undo the last."""
-        for key in list(self._answered)[0 if self._connection.overrun else -MAX_UNREAD :]:
-            self._answered.pop(key)()
+    def undo_doubtful(self) -> None:
+        """The peer is gone: undo what it may not have read."""
+        for key in list(self._in_doubt):
+            self._undo(key)
+
+    async def settle(self) -> None:
+        """The peer has said its last word: see what it reads of its answers, and undo the others."""
+        with trio.move_on_after(LAST_READ_S):
+            while any(not tells for _, tells in self._in_doubt.values()) and not self._connection.closed:
+                self.look()
+                await trio.sleep(LAST_READ_POLL_S)
+        self.undo_doubtful()
 
     async def finish(self) -> None:
         """Wait for what cannot be given up, such as a send that is being committed."""
@@ -125,18 +166,34 @@ class OpenCalls(Generic[Key]):
             self._settled = trio.Event()
             await self._settled.wait()
 
-    def _reply(self, key: Key, route: Route, answer: Answer, result: msgspec.Struct) -> None:
+    def _reply(self, key: Key, route: Route, answer: Answer, tells: bool, result: msgspec.Struct) -> None:
         self._close_call(key)
+        handover = route.hand_over(self._deps, self._peer, result) if route.hand_over else None
+        if handover is None:
+            answer.reply(result)
+            return
+        self.look()
         answer.reply(result)
-        if route.undo is None:
-            return
-        undo = route.undo(self._deps, self._peer, result)
         if self._connection.closed:
-            undo()
-            return
-        self._answered[key] = undo
+            handover.undo()
+        elif self._peer.in_turn:
+            if key in self._in_doubt:
+                # Its id is used again: nothing more will be heard of that answer.
+                self._undo(key)
+            self._in_doubt[key] = handover, tells
+        else:
+            self._remember(key, handover)
+
+    def _remember(self, key: Key, handover: Handover) -> None:
+        self._answered[key] = handover
         if len(self._answered) > MAX_REMEMBERED:
             del self._answered[next(iter(self._answered))]
+
+    def _undo(self, key: Key) -> None:
+        handover, _ = self._in_doubt.pop(key, (None, False))
+        handover = handover or self._answered.pop(key, None)
+        if handover is not None:
+            handover.undo()
 
     def _fail(self, key: Key, answer: Answer, error: Exception) -> None:
         self._close_call(key)
@@ -159,7 +216,7 @@ class OpenCalls(Generic[Key]):
                     await route.handler(self._deps, self._peer, request, emit)
                     answer.end()
                 else:
-                    async with self._slow:
+                    async with self._shares.slow:
                         if self._connection.closed:  # while it waited in line, its caller left
                             raise Disconnected("nobody reads the answer")
                         result = await route.handler(self._deps, self._peer, request)

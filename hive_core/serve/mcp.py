@@ -30,6 +30,11 @@ INVALID_REQUEST: Final = -32600
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 
+RECEIVED: Final = "notifications/hyperhive/received"
+"""Of a client that promised it: the answer to `requestId` is where it belongs."""
+TELLS_META: Final = "hyperhive/tells"
+"""In a call's `_meta`, true: RECEIVED will follow the answer, which otherwise counts as never read."""
+
 ENOUGH_UNREAD_BYTES: Final = 2**20
 """A client that lets more answers lie than this is not read from until it takes them."""
 
@@ -70,7 +75,7 @@ class _Call(msgspec.Struct, frozen=True):
     meta: dict[str, Any] | None = msgspec.field(name="_meta", default=None)
 
 
-class _Cancelled(msgspec.Struct, frozen=True):
+class _Answered(msgspec.Struct, frozen=True):
     requestId: RpcId  # noqa: N815
 
 
@@ -126,9 +131,14 @@ async def answer(
 ) -> None:
     """Serve a connection, whose *first* bytes have come, until the client leaves or *stop* is set."""
     async with trio.open_nursery() as nursery:
-        session = _Session(peer, connection, OpenCalls(deps, peer, connection, shares.slow, nursery))
+        calls: OpenCalls[RpcId] = OpenCalls(deps, peer, connection, shares, nursery)
+        session = _Session(peer, connection, calls)
         nursery.start_soon(session.stop_reading_when, stop)
-        await session.run(first)
+        shares.watched.add(calls)
+        try:
+            await session.run(first)
+        finally:
+            shares.watched.discard(calls)
         nursery.cancel_scope.cancel()
 
 
@@ -178,11 +188,13 @@ class _Session:
             with self._reading:
                 await self._read(first)
         except Disconnected:
-            self._calls.undo_unread()
+            self._calls.forget_parked()
+            self._calls.undo_doubtful()
             raise
         finally:
             self._calls.forget_parked()
         await self._calls.finish()
+        await self._calls.settle()
 
     async def stop_reading_when(self, stop: trio.Event) -> None:
         await stop.wait()
@@ -208,6 +220,7 @@ class _Session:
                 if self._connection.waiting_bytes > ENOUGH_UNREAD_BYTES:
                     await self._connection.drain()
             chunk = await self._connection.receive()
+            self._calls.look()
 
     def _take(self, line: bytes) -> None:
         try:
@@ -228,7 +241,9 @@ class _Session:
 
     def _note(self, method: str, params: msgspec.Raw | UnsetType) -> None:
         if method == "notifications/cancelled":
-            self._calls.cancel(_read_params(params, _Cancelled).requestId)
+            self._calls.cancel(_read_params(params, _Answered).requestId)
+        elif method == RECEIVED:
+            self._calls.confirm(_read_params(params, _Answered).requestId)
 
     def _answer(self, request_id: RpcId, method: str, params: msgspec.Raw | UnsetType) -> None:
         match method:
@@ -267,7 +282,8 @@ class _Session:
             self._complain(None, INVALID_REQUEST, f"cannot take the call: id {request_id!r} is open already")
             return
         read = partial(tool.read, call.arguments or {}, call.meta or {})
-        self._calls.begin(request_id, read, _ToolAnswer(self._connection, request_id, tool))
+        tells = (call.meta or {}).get(TELLS_META) is True
+        self._calls.begin(request_id, read, _ToolAnswer(self._connection, request_id, tool), tells=tells)
 
     def _complain(self, request_id: RpcId | None, code: int, message: str) -> None:
         self._connection.send_nowait(_encode_error(request_id, code, message))

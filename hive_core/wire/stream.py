@@ -4,9 +4,12 @@ Reading waits in trio; writing is a plain call, so that a reply can be written f
 has the answer.  What the kernel does not take at once waits in a bounded buffer.
 """
 
+import fcntl
 import os
+import select
 import socket
 import struct
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, TypeVar
@@ -66,6 +69,19 @@ class Connection:
     @property
     def waiting_bytes(self) -> int:
         return len(self._out)
+
+    @property
+    def has_read_all(self) -> bool:
+        """The peer has taken all that was sent: none of it waits, here or in the kernel, or was lost."""
+        if self.closed or self._out:
+            return False
+        (queued,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        if queued:
+            return False
+        # Of a peer that left with something unread the kernel keeps nothing but the error.
+        look = select.poll()
+        look.register(self._socket, 0)
+        return not any(events & select.POLLERR for _, events in look.poll(0))
 
     def credentials(self) -> Credentials:
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

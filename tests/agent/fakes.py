@@ -8,7 +8,7 @@ import trio
 
 from hive_agent.config import Config
 from hive_agent.events import Emit
-from hive_agent.providers import Capabilities, Outcome, TurnPrompt, TurnResult
+from hive_agent.providers import Capabilities, Outcome, Program, TurnPrompt, TurnResult
 from hive_agent.tools import Tools
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import Refused
@@ -136,6 +136,9 @@ class FakeProvider:
 
     def is_logged_in(self) -> bool:
         return self.logged_in
+
+    def login_program(self) -> Program:
+        return Program(argv=["true"], env={})
 
 
 class Emitted:

@@ -9,12 +9,14 @@ Every line of stdin is kept in FILE.stdin, argv and environment in FILE.started.
     ["call", NAME, ARGS]     a tool of the hive's server; its answer is kept in FILE.stdin
     ["stderr", TEXT] ["sleep", SECONDS] ["exit", STATUS]
     "stubborn"               from now on SIGTERM does nothing
+    ["socket", NAME, LINE]   bind NAME, in which PID stands for our own, and print LINE with its path
     "child"                  start a process in a session of its own; its pid goes to FILE.child
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +82,11 @@ def do(step: object) -> None:
             child = subprocess.Popen(["sleep", "300"], start_new_session=True, stdout=subprocess.DEVNULL)
             with open(f"{place}.child", "w") as file:
                 file.write(str(child.pid))
+        case ["socket", name, line]:
+            path = os.path.join(os.path.dirname(place), name.replace("PID", str(os.getpid())))
+            os.chdir(os.path.dirname(path))  # an address has 107 bytes
+            socket.socket(socket.AF_UNIX).bind(os.path.basename(path))
+            say({**line, "messaging_socket_path": path})
         case ["print", line]:
             say(line)
         case ["replay", file]:

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hive_agent.config import Config
 from hive_agent.providers.claude.command import (
     build_argv,
     build_environment,
+    build_login,
     find_binary,
     render_system_prompt,
     write_files,
@@ -94,6 +96,16 @@ def test_the_system_prompt_names_the_agent_and_its_tools() -> None:
         assert f"mcp__hyperhive__{tool}" in prompt
 
 
+@pytest.mark.parametrize(
+    ("told", "said"), [("she/her", "she/her"), ("", "they/them"), ("{label}", "{label}")]
+)
+def test_the_system_prompt_knows_how_to_speak_of_the_operator(told: str, said: str) -> None:
+    prompt = render_system_prompt("alice", told)
+
+    assert f"an operator, a person ({said}), who runs it" in prompt
+    assert "{operator_pronouns}" not in prompt
+
+
 # ── environment ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -131,6 +143,45 @@ def test_the_environment_is_built_and_not_inherited(config: Config) -> None:
 
 def test_without_a_home_claude_keeps_its_things_with_the_agent(config: Config) -> None:
     assert build_environment(config, {})["HOME"] == str(config.state)
+
+
+def test_the_binary_can_be_started_from_any_directory(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "claude").write_text("#!/bin/sh\n")
+    (tmp_path / "claude").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+
+    assert find_binary(replace(config, claude_bin="./claude"), {}) == str(tmp_path / "claude")
+    assert find_binary(config, {"PATH": "."}) == str(tmp_path / "claude")
+
+
+# ── the login ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("named", [None, "claude-7", "/somewhere/claude"])
+def test_the_login_is_that_of_the_claude_that_runs_the_turns(config: Config, named: str | None) -> None:
+    config = replace(config, claude_bin=named, login_command=(named or "claude", "auth", "login"))
+    given = {
+        "PATH": "/p",
+        "CLAUDE_CONFIG_DIR": "/c",
+        "ANTHROPIC_BASE_URL": "u",
+        "AWS_SECRET_ACCESS_KEY": "no",
+    }
+    environment = build_environment(config, given)
+
+    login = build_login(config, "/found/claude", environment)
+
+    assert login.argv == ["/found/claude", "auth", "login"]
+    # It is no part of a turn, and must not be swept away with one.
+    assert login.env == {name: value for name, value in environment.items() if name != "HIVE_TURN_OF"}
+    assert credentials_file(login.env) == credentials_file(environment) == Path("/c/.credentials.json")
+
+
+def test_another_login_may_be_told(config: Config) -> None:
+    told = replace(config, login_command=["sh", "-c", "log in"])
+
+    assert build_login(told, "/found/claude", {"HOME": "/h"}).argv == ["sh", "-c", "log in"]
 
 
 def test_the_binary_is_the_one_that_was_named_or_the_one_on_path(config: Config, tmp_path: Path) -> None:

@@ -173,3 +173,92 @@ async def test_garbage_from_the_door_is_the_complaint(
     with trio.fail_after(5):
         while "frames only" not in (pumped.pump.complaint or ""):
             await trio.sleep(0.01)
+
+
+# ── what the model has ──────────────────────────────────────────────────────────────────────────
+
+
+def recv(number: int, meta: Any = None) -> dict[str, Any]:
+    params = {"name": "recv", "arguments": {}}
+    params |= {} if meta is None else {"_meta": meta}
+    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+
+def receipts(door: FakeDoor) -> list[int]:
+    told = [message for message in door.heard if message.get("method") == "notifications/hyperhive/received"]
+    return [message["params"]["requestId"] for message in told]
+
+
+async def test_the_door_hears_what_of_its_messages_the_model_has(door: FakeDoor, pumped: Pumped) -> None:
+    await pumped.greet()
+    for number in (7, 8):
+        await pumped.pump.take(f"c{number}", recv(number, {"claudecode/toolUseId": f"toolu_{number}"}))
+        await pumped.answer_to(f"c{number}")
+    await pumped.pump.take("c9", call(9))
+    await pumped.answer_to("c9")
+
+    for tool_use in ("toolu_8", "toolu_8", "toolu_9", "toolu_77"):
+        pumped.pump.seen(tool_use)
+    await pumped.pump.settle()
+    await door.wait_until(receipts)
+
+    assert receipts(door) == [8]
+    marks = [asked["params"]["_meta"].get("hyperhive/tells") for asked in door.calls()]
+    assert marks == [True, True, None]
+
+
+@pytest.mark.parametrize("meta", [None, 7, {}, {"claudecode/toolUseId": 7}])
+async def test_at_the_end_it_hears_of_all_however_they_were_asked_for(
+    door: FakeDoor, pumped: Pumped, meta: Any
+) -> None:
+    await pumped.greet()
+    for number in (7, 8):
+        await pumped.pump.take(f"c{number}", recv(number, meta))
+        await pumped.answer_to(f"c{number}")
+
+    await pumped.pump.seen_all()
+    await door.wait_until(lambda door: len(receipts(door)) == 2)
+
+    assert receipts(door) == [7, 8]
+
+
+@pytest.mark.parametrize("how", ["result", "control", "notification"])
+async def test_an_answer_that_claude_gave_up_is_handed_back(door: FakeDoor, pumped: Pumped, how: str) -> None:
+    await pumped.greet()
+    await pumped.pump.take("c7", recv(7, {"claudecode/toolUseId": "toolu_7"}))
+    await pumped.answer_to("c7")
+
+    match how:
+        case "result":
+            pumped.pump.not_seen("toolu_7")
+        case "control":
+            pumped.pump.drop("c7")
+        case "notification":
+            params = {"requestId": 7}
+            message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+            await pumped.pump.take("x", message)
+    pumped.pump.seen("toolu_7")
+    await pumped.pump.seen_all()
+    await door.wait_until(lambda door: "notifications/cancelled" in door.methods)
+
+    assert door.methods.count("notifications/cancelled") == 1
+    assert door.heard[-1]["params"] == {"requestId": 7}
+    assert receipts(door) == []
+
+
+async def test_a_new_door_hears_nothing_of_the_answers_of_the_last_one(
+    door: FakeDoor, pumped: Pumped, nursery: trio.Nursery
+) -> None:
+    await pumped.greet()
+    await pumped.pump.take("c7", recv(7, {"claudecode/toolUseId": "toolu_7"}))
+    await pumped.answer_to("c7")
+    door.go_away()
+    successor = FakeDoor(door.path)
+    await nursery.start(successor.run)
+    await pumped.pump.take("c8", call(8))
+    await pumped.answer_to("c8")
+
+    pumped.pump.seen("toolu_7")
+    await pumped.pump.settle()
+
+    assert "notifications/hyperhive/received" not in successor.methods + door.methods

@@ -138,6 +138,68 @@ async def test_a_turn_goes_through(stubbed: Stubbed, door: FakeDoor) -> None:
     assert stubbed.notes == []
 
 
+def result_of(tool_use: str, **more: Any) -> list[Any]:
+    content = [{"type": "tool_result", "tool_use_id": tool_use, "content": "x", **more}]
+    return ["print", {"type": "user", "message": {"role": "user", "content": content}}]
+
+
+RECV_TOOL_USE = "toolu_104"
+RECEIVED = "notifications/hyperhive/received"
+
+
+async def test_a_message_is_received_when_claude_shows_it_in_its_conversation(
+    stubbed: Stubbed, door: FakeDoor
+) -> None:
+    steps = ["handshake", "prompt", ["print", INIT], ["call", "recv", {}], result_of(RECV_TOOL_USE)]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubbed.turn, *steps, ["sleep", 60])
+        await door.wait_until(lambda door: RECEIVED in door.methods)
+        nursery.cancel_scope.cancel()
+
+    (told,) = [message for message in door.heard if message["method"] == RECEIVED]
+    assert told["params"]["requestId"] == door.calls()[0]["id"]
+
+
+async def test_a_message_that_claude_never_shows_is_received_when_its_turn_ends_well(
+    stubbed: Stubbed, door: FakeDoor
+) -> None:
+    await stubbed.turn(
+        *["handshake", "prompt", ["print", INIT], ["call", "recv", {}], ["print", result()], "eof"]
+    )
+
+    await door.wait_until(lambda door: RECEIVED in door.methods)
+
+
+async def test_a_message_is_handed_back_when_claude_tells_the_model_that_its_recv_failed(
+    stubbed: Stubbed, door: FakeDoor
+) -> None:
+    timed_out = result_of(RECV_TOOL_USE, is_error=True)
+
+    await stubbed.turn(
+        *["handshake", "prompt", ["print", INIT], ["call", "recv", {}], timed_out],
+        *[["print", assistant()], ["print", result()], "eof"],
+    )
+    await door.wait_until(lambda door: "notifications/cancelled" in door.methods)
+
+    assert RECEIVED not in door.methods
+
+
+async def test_a_message_that_came_with_the_interrupt_is_not_received(
+    stubbed: Stubbed, door: FakeDoor
+) -> None:
+    steps = ["handshake", "prompt", ["print", INIT], ["call", "recv", {}]]
+    rejected = result_of(RECV_TOOL_USE, is_error=True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubbed.turn, *steps, "interrupt", rejected, ["print", result(is_error=True)])
+        await door.wait_until(lambda door: door.calls())
+        await stubbed.wait_for(lambda: "mcp_response" in str(stubbed.stdin[-1]))
+        nursery.cancel_scope.cancel()
+
+    assert RECEIVED not in door.methods
+
+
 async def test_a_prompt_is_never_carried_out_as_a_command(stubbed: Stubbed) -> None:
     await stubbed.turn(*GOOD, text="/compact @/etc/passwd")
 
@@ -214,6 +276,20 @@ async def test_an_end_without_a_result_quotes_the_last_words(stubbed: Stubbed) -
 
     assert turn.outcome is Outcome.FAILED
     assert turn.note == "claude ended without a result: exit status 1: Error: no such thing"
+
+
+@pytest.mark.parametrize("words", ["API Error: 429 too many", 'x {"type":"rate_limit_error"}'])
+async def test_an_end_without_a_result_after_a_limit_on_stderr_is_a_limit(
+    stubbed: Stubbed, words: str
+) -> None:
+    turn = await stubbed.turn("handshake", ["stderr", words], ["stderr", "at line 4290"], ["exit", 1])
+
+    assert turn.outcome is Outcome.RATE_LIMITED
+    assert turn.note == f"claude ended without a result: exit status 1: {words}"
+
+
+async def test_a_limit_on_stderr_does_not_spoil_a_good_turn(stubbed: Stubbed) -> None:
+    assert (await stubbed.turn(["stderr", "429"], *GOOD)).ok
 
 
 async def test_a_claude_that_cannot_be_started_fails_the_turn(stubbed: Stubbed) -> None:
@@ -515,6 +591,26 @@ async def test_nothing_of_a_turn_stays_in_the_runtime_directory(stubbed: Stubbed
 
 
 # ── steering ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("end", [[["exit", 0]], [["sleep", 60]]])
+async def test_the_socket_that_claude_leaves_behind_is_removed(stubbed: Stubbed, end: list[Any]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            stubbed.turn, "handshake", "prompt", ["socket", "PID.sock", INIT], ["print", result()], *end
+        )
+        await stubbed.wait_for(lambda: stubbed.emitted.of("stream"))
+        nursery.cancel_scope.cancel()
+
+    assert [path.name for path in stubbed.tmp_path.glob("*.sock")] == ["mcp.sock"]
+
+
+async def test_no_other_socket_is_removed(stubbed: Stubbed) -> None:
+    await stubbed.turn(
+        *["handshake", "prompt", ["socket", "other.sock", INIT], ["print", result()], ["exit", 0]]
+    )
+
+    assert sorted(path.name for path in stubbed.tmp_path.glob("*.sock")) == ["mcp.sock", "other.sock"]
 
 
 async def test_steering_reaches_the_running_turn(stubbed: Stubbed, nursery: trio.Nursery) -> None:

@@ -254,6 +254,13 @@ def test_an_error_is_told_by_is_error_first(fields: dict[str, Any], outcome: Out
     assert read(INIT, result(**{"is_error": True, **fields})).outcome is outcome
 
 
+def test_a_claude_that_dies_while_it_is_told_to_wait_is_rate_limited() -> None:
+    retry = {"type": "system", "subtype": "api_retry", "attempt": 3, "error_status": 529}
+
+    assert read(INIT, retry).outcome is Outcome.RATE_LIMITED
+    assert read(INIT, retry, assistant()).outcome is Outcome.FAILED
+
+
 def test_words_about_rate_limits_are_no_rate_limit() -> None:
     talk = assistant()
     talk["message"]["content"] = [{"type": "text", "text": "429 rate_limit: You've hit your 5-hour limit"}]

@@ -33,6 +33,13 @@ def test_the_environment_tells_how_to_keep_the_context_and_when_to_rest() -> Non
     assert config.rate_limit_mark == Path("/d/hyperhive-rate-limited")
 
 
+def test_the_operators_pronouns_come_from_the_arguments_or_the_environment() -> None:
+    assert config_of().operator_pronouns == ""
+    assert config_of(HIVE_OPERATOR_PRONOUNS="she/her").operator_pronouns == "she/her"
+    told = config_of("--operator-pronouns", "he/him", HIVE_OPERATOR_PRONOUNS="she/her")
+    assert told.operator_pronouns == "he/him"
+
+
 def test_the_login_is_that_of_the_claude_that_runs_the_turns() -> None:
     assert config_of().login_command == ("claude", "auth", "login")
     assert config_of("--claude-bin", "/opt/claude").login_command == ("/opt/claude", "auth", "login")

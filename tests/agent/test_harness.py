@@ -288,19 +288,17 @@ async def test_a_login_on_command_brings_the_agent_online_by_itself(
     login = replace(config, login_command=command)
     daemon.deliver("hello")
     await start_harness(Scripted.open(login), login)
-    await daemon.wait_until(lambda daemon: daemon.snapshots[-1:])
-    assert daemon.snapshots[-1].status == "needs_login_idle"
+    # It connects while it is still finding that out.
+    await daemon.wait_until(lambda d: d.snapshots and d.snapshots[-1].status == "needs_login_idle")
 
     assert await order(daemon, wire.LoginStart(id=1)) == (True, "https://login.example/x")
     assert await order(daemon, wire.LoginCode(id=2, code="4f2a")) == (True, "logged in")
     await daemon.wait_until(lambda daemon: daemon.acked)
 
-    assert daemon.events_of("status_changed") == [
-        {"status": "needs_login_idle"},
-        {"status": "needs_login_in_progress"},
-        {"status": "needs_login_idle"},
-        {"status": "online"},
-    ]
+    seen = [change["status"] for change in daemon.events_of("status_changed")]
+    # The loop may see the credentials before or after it hears that the program has ended.
+    after = ["needs_login_idle"] if len(seen) == 4 else []
+    assert seen == ["needs_login_idle", "needs_login_in_progress", *after, "online"]
 
 
 async def test_a_login_is_cancelled_on_command(

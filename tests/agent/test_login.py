@@ -10,7 +10,10 @@ import pytest
 import trio
 
 from hive_agent import login as module
+from hive_agent.config import Config
 from hive_agent.login import Login, LoginFailed, find_url
+from hive_agent.providers import Program
+from hive_agent.providers.claude import Claude
 
 STUB = Path(__file__).with_name("stub_login.py")
 URL = "https://login.example/oauth?code=true&state=abc_-%2F~123"
@@ -51,7 +54,10 @@ def seen(tmp_path: Path) -> Seen:
 async def make_login(seen: Seen, tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[MakeLogin]:
     def make(*mode: str, command: list[str] | None = None) -> Login:
         return Login(
-            command or [sys.executable, str(STUB), str(seen.credentials), *mode],
+            Program(
+                argv=command or [sys.executable, str(STUB), str(seen.credentials), *mode],
+                env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+            ),
             cwd=tmp_path,
             opened=seen.opened.append,
             is_logged_in=seen.credentials.exists,
@@ -227,3 +233,35 @@ async def test_a_flood_is_read_and_not_kept(make_login: MakeLogin, seen: Seen, n
         await login.start()
 
     assert time.monotonic() - began < 20
+
+
+async def test_claude_logs_in_where_its_turns_look(
+    config: Config, seen: Seen, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    binary = tmp_path / "bin" / "claude"
+    binary.parent.mkdir()
+    place = "$CLAUDE_CONFIG_DIR/.credentials.json"
+    credentials = '{"claudeAiOauth":{"accessToken":"t"}}'
+    binary.write_text(
+        f"#!/bin/sh\n[ \"$1 $2\" = 'auth login' ] || exit 9\necho 'https://login.example/x '\n"
+        f"read code\necho '{credentials}' > {place}\n"
+    )
+    binary.chmod(0o755)
+    (tmp_path / "c").mkdir()
+    environ = {"PATH": f"{binary.parent}:{os.environ['PATH']}", "CLAUDE_CONFIG_DIR": str(tmp_path / "c")}
+    claude = Claude.open(config, environ)
+    login = Login(
+        claude.login_program(),
+        cwd=tmp_path,
+        opened=seen.opened.append,
+        is_logged_in=claude.is_logged_in,
+        note=seen.notes.append,
+    )
+    await begun(login, nursery)
+    assert not claude.is_logged_in()
+
+    assert await login.start() == "https://login.example/x"
+    assert await login.enter("4f2a") == "logged in"
+
+    assert claude.is_logged_in()
+    nursery.cancel_scope.cancel()

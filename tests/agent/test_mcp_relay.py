@@ -240,3 +240,62 @@ def test_nothing_that_a_side_says_breaks_it(data: bytes) -> None:
     ends.relay.from_daemon(data)
     ends.relay.from_client(data + b"\n", 0.0)
     assert "initialize" in [message.get("method") for message in ends.restart()]
+
+
+# ── receipts ────────────────────────────────────────────────────────────────────────────────────
+
+
+def received(request_id: int | str) -> dict[str, Any]:
+    method = "notifications/hyperhive/received"
+    return {"jsonrpc": "2.0", "method": method, "params": {"requestId": request_id}}
+
+
+def test_the_daemon_hears_of_an_answer_to_recv_when_the_client_has_all_of_it() -> None:
+    ends = Ends()
+    ends.ask(call(1, "recv"), call(2, "send"))
+    marks = [told["params"]["_meta"].get("hyperhive/tells") for told in ends.at_daemon()]
+    assert marks == [True, None]
+    ends.tell(answer(2), answer(1))
+    size = len(ends.relay.to_client)
+
+    ends.relay.passed_on(size - 1)
+    assert ends.at_daemon() == []
+    ends.relay.passed_on(1)
+
+    assert ends.at_daemon() == [received(1)]
+    ends.relay.passed_on(0)
+    assert ends.at_daemon() == []
+
+
+def test_no_other_daemon_hears_of_an_answer_than_the_one_that_gave_it() -> None:
+    ends = Ends()
+    ends.ask(call(1, "recv"))
+    ends.tell(answer(1))
+    ends.restart()
+
+    ends.relay.passed_on(len(ends.relay.to_client))
+
+    assert ends.at_daemon() == []
+
+
+def test_a_recv_that_was_asked_again_is_confirmed_to_the_daemon_that_answered() -> None:
+    ends = Ends()
+    ends.ask(call("a", "recv"))
+    ends.restart()
+    ends.tell(answer("a"))
+
+    ends.relay.passed_on(len(ends.relay.to_client))
+
+    assert ends.at_daemon() == [received("a")]
+
+
+def test_when_nothing_more_can_be_said_nothing_is() -> None:
+    ends = Ends()
+    ends.ask(call(1, "recv"))
+    ends.at_daemon()
+    ends.tell(answer(1))
+    ends.relay.tells = False
+
+    ends.relay.passed_on(len(ends.relay.to_client))
+
+    assert ends.at_daemon() == []

@@ -89,6 +89,25 @@ async def test_a_message_that_is_set_aside_is_skipped_in_silence_when_it_comes_a
     assert [leased.id for leased in link.leased] == [7]
 
 
+async def test_what_was_drained_in_a_turn_that_is_set_aside_comes_again(autojump_clock: MockClock) -> None:
+    link = FakeLink(message(7), message(8), message(9))
+
+    async def drain_and_fail(prompt: TurnPrompt, tools: Tools, emit: Emit) -> TurnResult:
+        link.leased.append(link.waiting.pop(0))
+        return FAILED
+
+    rig = Rig(link, FakeProvider(FAILED, FAILED, drain_and_fail, OK))
+
+    await rig.run_for(100)
+
+    starts = [
+        (start["message_id"], start.get("redelivered", False)) for start in rig.emitted.of("turn_start")
+    ]
+    assert starts == [(7, False), (7, True), (7, True), (8, True), (9, False)]
+    assert rig.acked == [8, 9]
+    assert [leased.id for leased in link.leased] == [7]
+
+
 async def test_failures_of_one_message_after_another_keep_backing_off(autojump_clock: MockClock) -> None:
     provider = FakeProvider(FAILED)
 

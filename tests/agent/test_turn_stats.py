@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hive_agent.providers import Outcome, TurnResult, Usage
-from hive_agent.turn_stats import COLUMNS, HOLD_OFF_S, Seed, TurnRow, TurnStats
+from hive_agent.turn_stats import COLUMNS, HOLD_OFF_S, Seed, TurnBegin, TurnRow, TurnStats
 
 FULL = TurnResult(
     outcome=Outcome.OK,
@@ -199,3 +199,51 @@ def test_words_and_numbers_that_do_not_fit_fail_nothing(tmp_path: Path, open_sta
 
     stats.record(row(TurnResult(outcome=Outcome.OK, note="\ud800")))
     stats.record(row(TurnResult(outcome=Outcome.OK, total=Usage(input=2**80))))
+
+
+# ── turns that were cut off by a kill ───────────────────────────────────────────────────────────
+
+BEGIN = TurnBegin(started_at=1000.5, model="opus", wake_from="bob", message_id=7)
+
+
+def test_a_turn_that_ends_completes_the_row_it_began(tmp_path: Path, open_stats: OpenStats) -> None:
+    stats = open_stats(tmp_path / "s")
+
+    stats.begin(BEGIN)
+    (begun,) = rows(tmp_path / "s")
+    stats.record(row())
+    stats.record(row())
+
+    assert (begun["result_kind"], begun["wake_from"], begun["ended_at"]) == ("running", "bob", None)
+    assert [(found["id"], found["result_kind"]) for found in rows(tmp_path / "s")] == [(1, "ok"), (2, "ok")]
+
+
+def test_a_turn_is_begun_once_however_often_it_is_said(tmp_path: Path, open_stats: OpenStats) -> None:
+    stats = open_stats(tmp_path / "s")
+
+    stats.begin(BEGIN)
+    stats.begin(BEGIN)
+
+    assert len(rows(tmp_path / "s")) == 1
+
+
+def test_a_turn_whose_harness_is_gone_was_killed(tmp_path: Path, open_stats: OpenStats) -> None:
+    open_stats(tmp_path / "s").begin(BEGIN)
+
+    stats = open_stats(tmp_path / "s")
+
+    (found,) = rows(tmp_path / "s")
+    assert (found["result_kind"], found["duration_ms"], found["message_id"]) == ("killed", None, 7)
+    assert stats.latest() is None
+
+
+def test_a_row_that_was_pruned_meanwhile_is_written_again(tmp_path: Path, open_stats: OpenStats) -> None:
+    stats = open_stats(tmp_path / "s")
+    stats.begin(BEGIN)
+    with closing(sqlite3.connect(tmp_path / "s")) as db:
+        db.execute("DELETE FROM turn_stats")
+        db.commit()
+
+    stats.record(row())
+
+    assert [found["result_kind"] for found in rows(tmp_path / "s")] == ["ok"]

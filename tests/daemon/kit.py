@@ -16,8 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ T = TypeVar("T")
 SOAK_S = float(os.environ.get("HIVE_SOAK_SECONDS", "0"))
 """0 is the short default; the longer variants take this long."""
 
-_NOT_FOR_DAEMONS = ("HIVE_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM", "XDG_STATE_HOME")
+_NOT_FOR_DAEMONS = ("HIVE_", "HYPERHIVE_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM", "XDG_STATE_HOME")
 
 
 class TooLate(AssertionError):
@@ -54,9 +54,14 @@ def wait_until(holds: Callable[[], T], what: str, limit_s: float = 10.0, every_s
 
 
 class Daemon:
-    """One home, and the daemon that serves it now and then."""
+    """One home, and the daemon that serves it now and then.
 
-    def __init__(self, home: Path | None = None) -> None:
+    *environment* is all that it sees of the world, instead of what these tests run in.
+    """
+
+    def __init__(self, home: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment
+        # Not pytest's tmp_path: the path of a socket has 107 bytes.
         self.base = Path(tempfile.mkdtemp(prefix="hive-test-"))
         self.home = home or self.base / "h"
         self.log_path = self.base / "daemon.log"
@@ -73,6 +78,10 @@ class Daemon:
 
     def agent_socket(self, name: str) -> Path:
         return self.home / "run" / "agents" / name / "mcp.sock"
+
+    def state(self, name: str) -> Path:
+        """The state directory of an agent's harness."""
+        return self.home / "state" / "agents" / name / "state"
 
     @property
     def pid(self) -> int:
@@ -102,7 +111,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=clean_environment(env),
+                env=clean_environment(env, self._environment),
                 start_new_session=True,
             )
 
@@ -148,7 +157,7 @@ class Daemon:
             self.process.wait(10)
 
         def none_left() -> bool:
-            left = processes_with(str(self.base)) + processes_with(str(self.home))
+            left = {pid for path in (self.base, self.home) for pid in processes_of(path)}
             for pid in left:
                 _kill(pid)
             return not left
@@ -195,6 +204,31 @@ class Daemon:
     def message(self, message_id: int) -> dict[str, Any]:
         return next(row for row in self.messages() if row["id"] == message_id)
 
+    def inbox(self, name: str) -> list[dict[str, Any]]:
+        """What *name* has not finished yet."""
+        found: list[dict[str, Any]] = self.ask("inbox", agent=name, limit=1000)["messages"]
+        return found
+
+    def events(self, name: str, *kinds: str) -> list[dict[str, Any]]:
+        """Every event in the agent's file, or those of *kinds*."""
+        found: list[dict[str, Any]] = []
+        with self.client() as client:
+            while page := client.ask(
+                {"cmd": "events", "agent": name, "after": found[-1]["id"] if found else 0}
+            ).get("events"):
+                found += page
+        return [row for row in found if not kinds or row["kind"] in kinds]
+
+    def wait_acked(self, message_id: int, limit_s: float = 30.0) -> None:
+        def is_acked() -> bool:
+            (row,) = self.ask("messages", since=message_id - 1, limit=1)["messages"]
+            return row["id"] == message_id and "acked_at" in row
+
+        try:
+            wait_until(is_acked, f"message {message_id} is done", limit_s)
+        except TooLate as late:
+            raise TooLate(f"{late}\n{tail(self.log, 30)}") from None
+
     def wait_row(self, name: str, limit_s: float = 15.0, **wanted: Any) -> dict[str, Any]:
         """Wait until the row of *name* has all the values *wanted*; None means that the key is absent."""
         seen: dict[str, Any] = {}
@@ -235,6 +269,9 @@ class Daemon:
     def agent(self, name: str, timeout_s: float = 15.0) -> "AgentClient":
         return AgentClient(self.agent_socket(name), timeout_s)
 
+    def mcp(self, name: str = "alice") -> "McpClient":
+        return McpClient(self.agent_socket(name))
+
     def rows_of(self, sql: str) -> list[tuple[Any, ...]]:
         """Read the database beside the daemon."""
         db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)
@@ -247,6 +284,17 @@ class Daemon:
         """Pids of the harness processes of this home, or of agent *name* of it."""
         part = str(self.home / "run" / "agents") + (f"/{name}/" if name else "/")
         return processes_with(part)
+
+
+@contextmanager
+def home_of(daemon: Daemon) -> Iterator[Daemon]:
+    """Whatever is started there is gone afterwards, and the daemon has shown no bug."""
+    try:
+        yield daemon
+        print(tail(daemon.log, 40))
+        daemon.check_log()
+    finally:
+        daemon.clean_up()
 
 
 class Fault(Exception):
@@ -332,6 +380,66 @@ class AgentClient:
         return found
 
 
+class McpClient:
+    """A client that writes and reads lines of JSON-RPC on an agent's socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = connect(path)
+        self._lines = self.socket.makefile("rb")
+        self._last_id = 0
+
+    def __enter__(self) -> "McpClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lines.close()
+        self.socket.close()
+
+    def write(self, *messages: dict[str, Any] | bytes) -> None:
+        encode = msgspec.json.encode
+        self.socket.sendall(b"".join((m if isinstance(m, bytes) else encode(m)) + b"\n" for m in messages))
+
+    def read(self) -> dict[str, Any] | None:
+        """Give the next line; None when the daemon has closed the connection."""
+        line = self._lines.readline()
+        return msgspec.json.decode(line) if line else None  # type: ignore[no-any-return]
+
+    def begin(self, method: str, **params: Any) -> int:
+        """Ask without waiting for the answer."""
+        self._last_id += 1
+        self.write({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params})
+        return self._last_id
+
+    def begin_tool(self, name: str, /, meta: dict[str, Any] | None = None, **arguments: Any) -> int:
+        return self.begin("tools/call", name=name, arguments=arguments, **({"_meta": meta} if meta else {}))
+
+    def finish(self, request_id: int) -> dict[str, Any]:
+        answer = self.read()
+        assert answer is not None, "the daemon closed the connection"
+        assert answer["id"] == request_id, answer
+        return answer
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        return self.finish(self.begin(method, **params))
+
+    def tool(self, name: str, /, meta: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+        """Call a tool and give its result."""
+        result: dict[str, Any] = self.finish(self.begin_tool(name, meta, **arguments))["result"]
+        return result
+
+    def recv(self, **arguments: Any) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = self.tool("recv", **arguments)["structuredContent"]["messages"]
+        return messages
+
+    def notify(self, method: str, **params: Any) -> None:
+        self.write({"jsonrpc": "2.0", "method": method, "params": params})
+
+
 class Follower:
     """Follows on a connection of its own: the items gather while the test does something else."""
 
@@ -355,6 +463,11 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Of a follower of events: those that came, one after the other."""
+        return [row for item in list(self.items) for row in item["events"]]
 
     def close(self) -> None:
         with suppress(OSError):
@@ -442,9 +555,26 @@ def refusal(fn: Callable[[], object]) -> RequestFailed:
     raise AssertionError(f"it was not refused: {answer}")
 
 
-def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def clean_environment(
+    extra: Mapping[str, str] | None = None, instead: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Give what these tests run in, or what is given *instead*, with *extra*."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_DAEMONS)}
-    return kept | dict(extra or {})
+    return dict(kept if instead is None else instead) | dict(extra or {})
+
+
+def processes_of(home: Path) -> list[int]:
+    """Pids of living processes that have *home* in their command line, or work in there."""
+
+    def works_there(pid: str) -> bool:
+        try:
+            return Path("/proc", pid, "cwd").readlink().is_relative_to(home)
+        except OSError:
+            return False
+
+    pids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    there = [int(pid) for pid in pids if works_there(pid) and int(pid) != os.getpid()]
+    return list({*processes_with(str(home)), *there})
 
 
 def processes_with(part: str) -> list[int]:

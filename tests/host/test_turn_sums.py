@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from hive_agent.providers import Outcome, TurnResult, Usage
-from hive_agent.turn_stats import COMPACTED, TurnRow, TurnStats
+from hive_agent.turn_stats import COMPACTED, TurnBegin, TurnRow, TurnStats
 from hive_core.host import agent_files
 from hive_core.host.agent_files import TurnSums
 from hive_core.host.process import CommandError
@@ -76,6 +76,20 @@ async def test_turns_are_summed_up(tmp_path: Path) -> None:
         results=[("ok", 2), ("failed", 1)],
         models=[("opus", 2), ("haiku", 1)],
     )
+
+
+async def test_a_turn_that_runs_is_not_counted_yet_and_one_that_was_killed_is(tmp_path: Path) -> None:
+    begin = TurnBegin(started_at=1000.0, model="opus", wake_from="bob")
+    stats = TurnStats(tmp_path / FILE)
+    stats.begin(begin)
+
+    assert (await agent_files.read_stats(tmp_path, since=0)).turns == 0
+
+    stats.close()
+    TurnStats(tmp_path / FILE).close()
+    killed = await agent_files.read_stats(tmp_path, since=0)
+    assert (killed.turns, killed.ok_turns, killed.results) == (1, 0, [("killed", 1)])
+    assert killed.p50_seconds is None
 
 
 async def test_only_turns_that_began_since_then_count(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def bridged(path: Path, *more: str) -> Iterator[Bridge]:
         bridge.process.communicate()
 
 
-def test_it_gives_what_the_socket_gives(daemon: Daemon) -> None:
-    with bridged(daemon.path()) as bridge:
+def test_it_gives_what_the_socket_gives(shared: Daemon) -> None:
+    with bridged(shared.path()) as bridge:
         assert bridge.greet()["result"]["serverInfo"]["name"] == "hyperhive"
         assert bridge.tool("whoami")["structuredContent"]["name"] == "alice"
         assert bridge.close() == (0, b"")
@@ -163,8 +163,8 @@ def test_an_agent_without_a_daemon_can_be_greeted_when_there_is_one(daemon: Daem
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_at_once_and_quietly(daemon: Daemon, number: signal.Signals) -> None:
-    with bridged(daemon.path()) as bridge:
+def test_a_signal_ends_it_at_once_and_quietly(shared: Daemon, number: signal.Signals) -> None:
+    with bridged(shared.path()) as bridge:
         bridge.greet()
         bridge.begin_tool("recv", wait_seconds=60)
         began = time.monotonic()
@@ -175,9 +175,9 @@ def test_a_signal_ends_it_at_once_and_quietly(daemon: Daemon, number: signal.Sig
         assert err == b""
 
 
-def test_the_end_of_its_input_ends_it_after_the_answers(daemon: Daemon) -> None:
-    daemon.send("one")
-    with bridged(daemon.path()) as bridge:
+def test_the_end_of_its_input_ends_it_after_the_answers(shared: Daemon) -> None:
+    shared.send("one")
+    with bridged(shared.path()) as bridge:
         bridge.greet()
         bridge.begin_tool("send", to="bob", body="last words")
         bridge.begin_tool("get_logs")
@@ -189,8 +189,8 @@ def test_the_end_of_its_input_ends_it_after_the_answers(daemon: Daemon) -> None:
         assert time.monotonic() - began < 2
 
 
-def test_the_end_of_its_input_gives_up_what_is_parked(daemon: Daemon) -> None:
-    with bridged(daemon.path()) as bridge:
+def test_the_end_of_its_input_gives_up_what_is_parked(shared: Daemon) -> None:
+    with bridged(shared.path()) as bridge:
         bridge.greet()
         bridge.begin_tool("recv", wait_seconds=60)
         began = time.monotonic()
@@ -198,8 +198,8 @@ def test_the_end_of_its_input_gives_up_what_is_parked(daemon: Daemon) -> None:
         assert time.monotonic() - began < 2
 
 
-def test_the_end_of_its_reader_ends_it(daemon: Daemon) -> None:
-    with bridged(daemon.path()) as bridge:
+def test_the_end_of_its_reader_ends_it(shared: Daemon) -> None:
+    with bridged(shared.path()) as bridge:
         bridge.greet()
         assert bridge.process.stdout is not None
         bridge.process.stdout.close()
@@ -213,10 +213,10 @@ def test_without_a_daemon_it_says_so_at_the_end_of_its_input(tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (5, f"cannot reach the daemon at {tmp_path}/none\n".encode())
 
 
-def test_its_socket_comes_from_the_environment_and_may_have_a_long_path(daemon: Daemon) -> None:
-    long = daemon.base / ("x" * 120)
+def test_its_socket_comes_from_the_environment_and_may_have_a_long_path(shared: Daemon) -> None:
+    long = shared.base / ("x" * 120)
     long.mkdir()
-    (long / "s").symlink_to(daemon.path())
+    (long / "s").symlink_to(shared.path())
     done = subprocess.run(
         BRIDGE,
         input=b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n',
@@ -227,8 +227,8 @@ def test_its_socket_comes_from_the_environment_and_may_have_a_long_path(daemon: 
     assert (done.stdout, done.returncode) == (b'{"jsonrpc":"2.0","id":1,"result":{}}\n', 0)
 
 
-def test_large_answers_and_a_slow_reader(daemon: Daemon) -> None:
-    with bridged(daemon.path()) as bridge:
+def test_large_answers_and_a_slow_reader(shared: Daemon) -> None:
+    with bridged(shared.path()) as bridge:
         bridge.greet()
         body = "é" * 32_000
         asked = [bridge.begin_tool("send", to="alice", body=body) for _ in range(40)]
@@ -256,12 +256,12 @@ def test_it_imports_next_to_nothing() -> None:
     )
 
 
-def test_it_starts_within_its_budget(daemon: Daemon) -> None:
+def test_it_starts_within_its_budget(shared: Daemon) -> None:
     """Against an interpreter that does nothing: 3 (design budget), here with room for a busy machine."""
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
     commands = {
         "bare": [sys.executable, "-I", "-S", "-c", "pass"],
-        "mcp": [*BRIDGE, "--socket", str(daemon.path())],
+        "mcp": [*BRIDGE, "--socket", str(shared.path())],
     }
     spent: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(16):

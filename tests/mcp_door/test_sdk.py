@@ -15,10 +15,10 @@ pytest.importorskip("mcp")
 
 
 @pytest.mark.parametrize("how", ["socket", "bridge"])
-def test_the_official_client_does_all_that_can_be_done(daemon: Daemon, how: str) -> None:
+def test_the_official_client_does_all_that_can_be_done(shared: Daemon, how: str) -> None:
     script = Path(__file__).with_name("sdk_client.py")
     done = subprocess.run(
-        [sys.executable, str(script), how, str(daemon.path())], capture_output=True, text=True, timeout=50
+        [sys.executable, str(script), how, str(shared.path())], capture_output=True, text=True, timeout=50
     )
 
     assert done.returncode == 0, done.stderr
@@ -36,4 +36,4 @@ def test_the_official_client_does_all_that_can_be_done(daemon: Daemon, how: str)
     # What was given up took nothing, so the turn that was asked for is there to be taken.
     assert seen["given_up"] is True
     assert seen["after"]["data"]["messages"][0]["sender"] == "self"
-    assert [row["body"] for row in daemon.inbox("bob")] == ["from the SDK"]
+    assert [row["body"] for row in shared.inbox("bob")] == ["from the SDK"]

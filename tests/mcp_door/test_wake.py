@@ -19,20 +19,20 @@ def wake(path: Path, *argv: str, stdin: bytes = b"") -> subprocess.CompletedProc
     )
 
 
-def test_it_prints_the_id_of_a_message_under_its_label(daemon: Daemon) -> None:
-    done = wake(daemon.path(), "--from", "bash-task-3", "--body", "done: é")
+def test_it_prints_the_id_of_a_message_under_its_label(shared: Daemon) -> None:
+    done = wake(shared.path(), "--from", "bash-task-3", "--body", "done: é")
 
     assert (done.returncode, done.stderr) == (0, b"")
-    (row,) = daemon.inbox("alice")
+    (row,) = shared.inbox("alice")
     assert int(done.stdout) == row["id"]
     assert (row["sender"], row["body"]) == ("bash-task-3", "done: é")
 
 
-def test_a_hyphen_reads_the_body_from_standard_input(daemon: Daemon) -> None:
-    done = wake(daemon.path(), "--from", "ci", "--body", "-", stdin=b"two\nlines\xff\n")
+def test_a_hyphen_reads_the_body_from_standard_input(shared: Daemon) -> None:
+    done = wake(shared.path(), "--from", "ci", "--body", "-", stdin=b"two\nlines\xff\n")
 
     assert done.returncode == 0, done.stderr
-    assert [row["body"] for row in daemon.inbox("alice")] == ["two\nlines\ufffd\n"]
+    assert [row["body"] for row in shared.inbox("alice")] == ["two\nlines\ufffd\n"]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_hyphen_reads_the_body_from_standard_input(daemon: Daemon) -> None:
     ],
 )
 def test_what_is_refused_is_said_and_counts_as_failed(
-    daemon: Daemon, label: str, body: str, words: bytes
+    shared: Daemon, label: str, body: str, words: bytes
 ) -> None:
-    done = wake(daemon.path(), "--from", label, "--body", body, stdin=b"x" * (1 << 20))
+    done = wake(shared.path(), "--from", label, "--body", body, stdin=b"x" * (1 << 20))
 
     assert done.returncode == 1
     assert words in done.stderr

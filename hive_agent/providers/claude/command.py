@@ -1,6 +1,7 @@
 """How `claude` is started: its arguments, its environment, and the files that it reads at the start."""
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Final
 import msgspec
 
 from hive_agent.config import Config
+from hive_agent.providers.base import Program
 from hive_agent.providers.claude.extra_mcp import ExtraServer
 
 SERVER: Final = "hyperhive"
@@ -23,6 +25,8 @@ TOOLS: Final = ("Bash", "Read", "Edit", "Write", "Glob", "Grep", "NotebookEdit",
 DENIED: Final = ("WebFetch", "WebSearch", "Task", "Agent", "TodoWrite")
 
 EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+
+DEFAULT_PRONOUNS: Final = "they/them"
 
 MARK: Final = "HIVE_TURN_OF"
 """A variable that everything started in a turn of this agent has, however it detached itself."""
@@ -62,7 +66,9 @@ _SETTINGS: Final = {
 
 def find_binary(config: Config, environ: Mapping[str, str]) -> str | None:
     """Give the path of the claude to run, or None when there is none."""
-    return shutil.which(config.claude_bin or "claude", path=environ.get("PATH"))
+    found = shutil.which(config.claude_bin or "claude", path=environ.get("PATH"))
+    # It is started in another directory than this one.
+    return None if found is None else str(Path(found).absolute())
 
 
 def build_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
@@ -82,6 +88,16 @@ def build_environment(config: Config, environ: Mapping[str, str]) -> dict[str, s
     return built
 
 
+def build_login(config: Config, binary: str, environment: Mapping[str, str]) -> Program:
+    """Give the login of *binary*, with which turns run in *environment*, or the one that was told instead."""
+    program, *arguments = config.login_command
+    if program == (config.claude_bin or "claude"):
+        program = binary
+    # What runs in a turn dies with the turn, and a login may outlast many.
+    env = {name: value for name, value in environment.items() if name != MARK}
+    return Program(argv=[program, *arguments], env=env)
+
+
 def mark_of(config: Config) -> str:
     return str(config.state.absolute())
 
@@ -95,7 +111,9 @@ class Files:
     mcp_config: Path
 
 
-def write_files(directory: Path, label: str, extras: Mapping[str, ExtraServer]) -> Files:
+def write_files(
+    directory: Path, label: str, extras: Mapping[str, ExtraServer], *, operator_pronouns: str = ""
+) -> Files:
     """Write what claude reads when it starts into *directory*, which is private.
 
     Raises:
@@ -110,7 +128,7 @@ def write_files(directory: Path, label: str, extras: Mapping[str, ExtraServer]) 
     for key, extra in extras.items():
         servers[key] = {"command": extra.command, "args": extra.args, "env": extra.env}
     files.settings.write_bytes(msgspec.json.encode(_SETTINGS))
-    files.system_prompt.write_text(render_system_prompt(label), encoding="utf-8")
+    files.system_prompt.write_text(render_system_prompt(label, operator_pronouns), encoding="utf-8")
     files.mcp_config.write_bytes(msgspec.json.encode({"mcpServers": servers}))
     return files
 
@@ -124,9 +142,11 @@ def remove_directories(runtime: Path, prefix: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def render_system_prompt(label: str) -> str:
+def render_system_prompt(label: str, operator_pronouns: str = "") -> str:
     template = resources.files("hive_agent").joinpath("prompts/agent.md").read_text(encoding="utf-8")
-    return template.replace("{label}", label or "agent")
+    # Together: what the one says is not looked through for the other.
+    values = {"label": label or "agent", "operator_pronouns": operator_pronouns or DEFAULT_PRONOUNS}
+    return re.sub(r"\{(label|operator_pronouns)\}", lambda found: values[found[1]], template)
 
 
 def build_argv(

@@ -15,6 +15,7 @@ from hive_agent.providers.base import (
     BadProvider,
     Capabilities,
     Outcome,
+    Program,
     TurnPrompt,
     TurnResult,
 )
@@ -23,6 +24,7 @@ from hive_agent.providers.claude.command import (
     MARK,
     build_argv,
     build_environment,
+    build_login,
     find_binary,
     mark_of,
     remove_directories,
@@ -97,6 +99,9 @@ class Claude:
     def is_logged_in(self) -> bool:
         return self._credentials.are_there()
 
+    def login_program(self) -> Program:
+        return build_login(self._config, self._binary, self._env)
+
     # ── one process ─────────────────────────────────────────────────────────────────────────────
 
     async def _claude(
@@ -122,7 +127,12 @@ class Claude:
             remove_directories(self._config.runtime, self._prefix)
             self._swept = True
         with tempfile.TemporaryDirectory(prefix=self._prefix, dir=self._config.runtime) as directory:
-            files = write_files(Path(directory), self._config.label, extras)
+            files = write_files(
+                Path(directory),
+                self._config.label,
+                extras,
+                operator_pronouns=self._config.operator_pronouns,
+            )
             argv = build_argv(self._binary, files, model=model, effort=effort, resume=resume, extras=extras)
             run = self._run = Run(
                 argv,

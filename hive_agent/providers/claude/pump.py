@@ -3,6 +3,9 @@
 claude believes that its MCP server lives in the harness.  Every request of its waits here until the
 door has answered: when the connection ends before, it is asked again over the next one, after the
 greeting has been said again.  The door knows a repeated send by the id of the tool's use.
+
+What a recv gave is done with the turn only when the door has been told that the model has it; the door
+takes back what it has not been told of when the connection ends.
 """
 
 import logging
@@ -33,6 +36,10 @@ CHUNK_BYTES: Final = 64 * 2**10
 INTERNAL_ERROR: Final = -32603
 METHOD_NOT_FOUND: Final = -32601
 HELLO: Final = "hive-hello"
+TOOL_USE: Final = "claudecode/toolUseId"
+TELLS: Final = "hyperhive/tells"
+RECEIVED: Final = "notifications/hyperhive/received"
+FLUSH_S: Final = 0.5
 DONE: Final = {"jsonrpc": "2.0", "id": 0, "result": {}}
 """What claude wants to hear when it has sent a notification."""
 
@@ -46,6 +53,7 @@ class _Open:
     control_id: str
     method: str
     message: dict[str, Any]
+    tells: bool
 
 
 class Pump:
@@ -59,6 +67,10 @@ class Pump:
         self._greeted = False
         self._outgoing: trio.MemorySendChannel[bytes] | None = None
         self._hang_up = trio.CancelScope()
+        self._unwritten = 0
+        self._written = trio.Event()
+        # Calls whose answers claude has, but not yet shown in its conversation; by the tool's use.
+        self._given: dict[str, _Open] = {}
         self.listed = trio.Event()
         """Set when claude has got the list of tools: it can work."""
         self.complaint: str | None = None
@@ -79,8 +91,33 @@ class Pump:
             return
         if method == "initialize":
             self._hello, self._greeted = message, False
-        self._open[key] = _Open(control_id, method, message)
+        tells = _is_recv(message)
+        if tells:
+            message = _with_mark(message)
+        self._open[key] = _Open(control_id, method, message, tells)
         self._send(message)
+
+    def seen(self, tool_use: str) -> None:
+        """The model has the answer to this use of a tool."""
+        if tool_use in self._given:
+            self._send(_received(self._given.pop(tool_use).message["id"]))
+
+    def not_seen(self, tool_use: str) -> None:
+        """The model was told that this use of a tool failed, whatever its answer was."""
+        if tool_use in self._given:
+            self._send(_cancelled(self._given.pop(tool_use).message["id"]))
+
+    async def seen_all(self) -> None:
+        """The model has had all answers, and nothing else will come."""
+        for tool_use in list(self._given):
+            self.seen(tool_use)
+        with trio.move_on_after(FLUSH_S):
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until the door has been sent all that there is for it, or there is no door."""
+        while self._outgoing is not None and self._unwritten:
+            await self._written.wait()
 
     def drop(self, control_id: str) -> None:
         """Forget the request that claude waits for no more."""
@@ -88,6 +125,9 @@ class Pump:
             if waiting.control_id == control_id:
                 del self._open[key]
                 self._send(_cancelled(waiting.message["id"]))
+        for tool_use, given in list(self._given.items()):
+            if given.control_id == control_id:
+                self.not_seen(tool_use)
 
     async def run(self) -> None:
         """Be connected, again and again, until cancelled."""
@@ -116,8 +156,11 @@ class Pump:
         sending, unsent = trio.open_memory_channel[bytes](MAX_UNSENT)
         async with trio.open_nursery() as nursery, sending, unsent:
             self._outgoing, self._hang_up = sending, nursery.cancel_scope
+            # What the last connection gave and was not told of, the door has taken back.
+            self._given.clear()
+            self._unwritten = 0
             nursery.start_soon(self._read, stream)
-            nursery.start_soon(_write, stream, unsent, nursery.cancel_scope)
+            nursery.start_soon(self._write, stream, unsent)
             if self._greeted and self._hello is not None:
                 # A door that has just come back has not heard it.
                 self._send({**self._hello, "id": HELLO})
@@ -171,13 +214,19 @@ class Pump:
                 self._greeted = True
             elif waiting.method == "tools/list":
                 self.listed.set()
+        if waiting.tells and "result" in message:
+            self._given[_tool_use(waiting.message)] = waiting
         await self._answer(waiting.control_id, message)
 
     async def _note(self, control_id: str, message: dict[str, Any]) -> None:
         if message["method"] == "notifications/cancelled":
             params = message.get("params")
             if isinstance(params, dict):
-                self._open.pop(_key(params.get("requestId")), None)
+                key = _key(params.get("requestId"))
+                self._open.pop(key, None)
+                self._given = {
+                    use: given for use, given in self._given.items() if _key(given.message["id"]) != key
+                }
         self._send(message)
         await self._answer(control_id, DONE)
 
@@ -187,20 +236,43 @@ class Pump:
             return
         try:
             self._outgoing.send_nowait(msgspec.json.encode(message) + b"\n")
+            self._unwritten += 1
         except trio.WouldBlock:  # the door reads nothing: dial anew
             self._hang_up.cancel()
             self._outgoing = None
 
+    async def _write(self, stream: trio.SocketStream, unsent: trio.MemoryReceiveChannel[bytes]) -> None:
+        try:
+            async for line in unsent:
+                await stream.send_all(line)
+                self._unwritten -= 1
+                self._written.set()
+                self._written = trio.Event()
+        except trio.BrokenResourceError:
+            pass
+        self._hang_up.cancel()
 
-async def _write(
-    stream: trio.SocketStream, unsent: trio.MemoryReceiveChannel[bytes], hang_up: trio.CancelScope
-) -> None:
-    try:
-        async for line in unsent:
-            await stream.send_all(line)
-    except trio.BrokenResourceError:
-        pass
-    hang_up.cancel()
+
+def _is_recv(message: dict[str, Any]) -> bool:
+    params = message.get("params")
+    return message["method"] == "tools/call" and isinstance(params, dict) and params.get("name") == "recv"
+
+
+def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
+    """Promise that the door will hear when the model has the answer."""
+    params = message["params"]
+    meta = params["_meta"] if isinstance(params.get("_meta"), dict) else {}
+    return {**message, "params": {**params, "_meta": {**meta, TELLS: True}}}
+
+
+def _tool_use(message: dict[str, Any]) -> str:
+    """Give the use of a tool that *message* belongs to, or, of a claude that does not say, a name for it."""
+    tool_use = message["params"]["_meta"].get(TOOL_USE)
+    return tool_use if isinstance(tool_use, str) else f"call {_key(message['id'])!r}"
+
+
+def _received(request_id: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": RECEIVED, "params": {"requestId": request_id}}
 
 
 def _key(request_id: Any) -> bytes:

@@ -1,6 +1,9 @@
 """What a run of `claude` amounts to: adds up its events, and says at the end how the turn went.  Pure."""
 
+import math
 import re
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 
 from hive_agent.providers.base import Outcome, TurnResult, Usage
@@ -30,7 +33,16 @@ CUMULATIVE_SINCE: Final = (2, 1, 300)
 BUSY_STATUSES: Final = frozenset({429, 529})
 MAX_TOOL_NAMES: Final = 200
 MAX_NOTE_CHARS: Final = 500
+FIRST_MILLISECONDS: Final = 1e11
+"""From here on a moment is told in milliseconds: in seconds it would be in the year 5138."""
 
+_LIMIT_ON_STDERR: Final = re.compile(r"\b429\b|rate_limit")
+# claude's own sentences, and those of the APIs behind it where claude passes them on.
+_TOO_LONG: Final = re.compile(
+    r"(?:prompt|input) is too long|below the context limit|"
+    r"exceeds? (?:the |your )?(?:model's )?(?:maximum )?context (?:limit|window|length)",
+    re.IGNORECASE,
+)
 _LIMIT_OF_2_0: Final = re.compile(r"usage limit reached\|(\d{9,11})\b")
 
 
@@ -68,6 +80,7 @@ class TurnReading:
         self._synthetic_text = ""
         self._limit: RateLimit | None = None
         self._busy = False
+        self._limit_words = ""
         self._compact_result: str | None = None
         self._compact_error: str | None = None
         self._boundary: CompactBoundary | None = None
@@ -87,6 +100,10 @@ class TurnReading:
             and not result.ok
             and any("No conversation found" in error for error in [*result.errors, result.result or ""])
         )
+
+    @property
+    def went_well(self) -> bool:
+        return self._result is not None and self._result.ok and not self.in_turn
 
     def take(self, event: Event) -> str | None:
         """Add one event; give a note when there is something that a person should see."""
@@ -112,6 +129,11 @@ class TurnReading:
             case BackgroundTasks(tasks=tasks):
                 self.background_tasks = len(tasks)
         return _render_note(event)
+
+    def overhear(self, text: str) -> None:
+        """Take a line of stderr.  It counts when claude ends without a result."""
+        if _LIMIT_ON_STDERR.search(text):
+            self._limit_words = text
 
     def end(self, how: str, last_words: str = "", *, stopped: bool = False) -> TurnResult:
         """Say how the turn went, after the process has ended.
@@ -222,8 +244,11 @@ class TurnReading:
         if result is None and stopped:
             return Outcome.INTERRUPTED, "interrupted", None
         if result is None or (self.in_turn and not stopped):
+            is_limited = bool(self._limit_words) or self._busy
+            last_words = self._limit_words or last_words
             note = f"claude ended without a result: {how}"
-            return Outcome.FAILED, f"{note}: {last_words}"[:MAX_NOTE_CHARS] if last_words else note, None
+            note = f"{note}: {last_words}"[:MAX_NOTE_CHARS] if last_words else note
+            return Outcome.RATE_LIMITED if is_limited else Outcome.FAILED, note, None
         if result.ok:
             return Outcome.OK, None, None
         reason, text = result.terminal_reason or "", result.text[:MAX_NOTE_CHARS]
@@ -252,7 +277,7 @@ class TurnReading:
 
     def _reset_at(self, text: str) -> float | None:
         if self._is_rejected and self._limit is not None:
-            return self._limit.rate_limit_info.resetsAt
+            return _moment(self._limit.rate_limit_info.resetsAt)
         told = _LIMIT_OF_2_0.search(text)
         return float(told[1]) if told else None
 
@@ -318,8 +343,26 @@ def _judge_compaction(why: str) -> Outcome:
     return Outcome.FAILED
 
 
+def _moment(told: float | str | None) -> float | None:
+    """Give unix seconds for a moment that is told in seconds, in milliseconds or as ISO 8601."""
+    moment = _read_moment(told) if isinstance(told, str) else told
+    if moment is None or not math.isfinite(moment):
+        return None
+    return moment / 1000 if moment > FIRST_MILLISECONDS else moment
+
+
+def _read_moment(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def _is_too_long(text: str) -> bool:
-    return text.lower().startswith("prompt is too long") or "below the context limit" in text
+    return _TOO_LONG.search(text) is not None
 
 
 def _render_note(event: Event) -> str | None:

@@ -6,11 +6,14 @@ result has come and nothing is queued or left running, and then the process ends
 """
 
 import logging
+import os
 import secrets
 import signal
+import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,10 +32,13 @@ from hive_agent.providers.claude.stream import (
     BackgroundTasks,
     ControlCancel,
     ControlRequest,
+    Event,
     Init,
     Lifecycle,
     Retry,
+    User,
     parse_line,
+    tool_results,
 )
 from hive_core.wire.errors import LineTooLong
 from hive_core.wire.lines import LineDecoder
@@ -108,6 +114,7 @@ class Run:
         self._interrupted = False
         self._trouble: TurnResult | None = None
         self._last_words = ""
+        self._left_behind = ""
         self._stderr_lines = 0
 
     async def __call__(self, prompt: Mapping[str, Any]) -> str:
@@ -192,8 +199,12 @@ class Run:
                 self._stdin_closed = True
                 if self._interrupted or status == -signal.SIGKILL:
                     await sweep(f"{MARK}={self._env[MARK]}")
+                _remove_socket(self._left_behind, group.pid)
                 with trio.move_on_after(DRAIN_S):
                     await drained.wait()
+                if self.reading.went_well and not self._interrupted and self._trouble is None:
+                    # Not every version shows what it gave to the model.
+                    await self._pump.seen_all()
                 nursery.cancel_scope.cancel()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         log.info("claude ended: %s", how)
@@ -271,8 +282,12 @@ class Run:
 
     async def _read_stdout(self, group: Group) -> None:
         decoder = LineDecoder(MAX_STDOUT_LINE_BYTES)
-        while chunk := await group.stdout.receive_some(CHUNK_BYTES):
-            decoder.receive_data(bytes(chunk))
+        ended = False
+        while not ended:
+            chunk = await group.stdout.receive_some(CHUNK_BYTES)
+            ended = not chunk
+            # A last line may lack its end: what died in the middle of a word is worth reading too.
+            decoder.receive_data(bytes(chunk) or b"\n")
             while True:
                 try:
                     line = decoder.next_line()
@@ -290,6 +305,7 @@ class Run:
             self._note(f"Not all of a line was understood: {problem}")
         if payload and not read.is_control:
             self._emit("stream", payload)
+        self._see(event)
         note = self.reading.take(event)
         if note is not None:
             self._note(note)
@@ -300,6 +316,7 @@ class Run:
                 self._pump.drop(request_id)
             case Init():
                 self._check_servers()
+                self._left_behind = event.messaging_socket_path
                 if event.session_id:
                     self._on_session(event.session_id)
                 self._continues = False
@@ -312,6 +329,14 @@ class Run:
         if self._prompted:
             self._reconsider()
         self._note_change()
+
+    def _see(self, event: Event) -> None:
+        if isinstance(event, User):
+            for tool_use, good in tool_results(event):
+                if good:
+                    self._pump.seen(tool_use)
+                else:
+                    self._pump.not_seen(tool_use)
 
     def _reconsider(self) -> None:
         """Set the limit that holds after this line; close stdin when nothing more will come."""
@@ -422,6 +447,7 @@ class Run:
         if not text:
             return
         self._last_words = text[:500]
+        self.reading.overhear(self._last_words)
         self._stderr_lines += 1
         if self._stderr_lines <= MAX_STDERR_LINES:
             self._note(text, "stderr")
@@ -438,6 +464,16 @@ class Run:
     def _note_change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _remove_socket(path: str, pid: int) -> None:
+    """Remove the socket at *path*, which a claude that is killed leaves in /tmp, if it is that of *pid*."""
+    socket = Path(path)
+    with suppress(OSError, ValueError):
+        status = socket.lstat()
+        ours = stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid()
+        if ours and socket.is_absolute() and socket.name == f"{pid}.sock":
+            socket.unlink()
 
 
 def _new_id() -> str:

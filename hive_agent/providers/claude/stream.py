@@ -33,6 +33,7 @@ class Init(_Read, frozen=True, kw_only=True):
     model: str = ""
     mcp_servers: list[McpServer] = []
     claude_code_version: str = ""
+    messaging_socket_path: str = ""
 
 
 class TokenCounts(_Read, frozen=True, kw_only=True):
@@ -55,6 +56,16 @@ class Assistant(_Read, frozen=True, kw_only=True):
     message: AssistantMessage = AssistantMessage()
     parent_tool_use_id: str | None = None
     error: str | None = None
+
+
+class UserMessage(_Read, frozen=True, kw_only=True):
+    content: Any = None
+
+
+class User(_Read, frozen=True, kw_only=True):
+    """What the model is given to read, such as the results of its tools."""
+
+    message: UserMessage = UserMessage()
 
 
 class Retry(_Read, frozen=True, kw_only=True):
@@ -85,7 +96,7 @@ class CompactBoundary(_Read, frozen=True, kw_only=True):
 
 class RateLimitInfo(_Read, frozen=True, kw_only=True):
     status: str = ""
-    resetsAt: float | None = None  # noqa: N815
+    resetsAt: float | str | None = None  # noqa: N815
     rateLimitType: str | None = None  # noqa: N815
     utilization: float | None = None
 
@@ -185,6 +196,7 @@ class Garbage(msgspec.Struct, frozen=True):
 Event = (
     Init
     | Assistant
+    | User
     | Retry
     | CompactStatus
     | CompactBoundary
@@ -225,6 +237,7 @@ _KINDS: Final[Mapping[str, type[_Read]]] = {
     "system/model_fallback": Notice,
     "system/informational": Notice,
     "assistant": Assistant,
+    "user": User,
     "result": Result,
     "rate_limit_event": RateLimit,
     "command_lifecycle": Lifecycle,
@@ -280,6 +293,16 @@ def tool_uses(event: Assistant) -> list[str]:
         return []
     blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "tool_use"]
     return [name for block in blocks if isinstance(name := block.get("name"), str)]
+
+
+def tool_results(event: User) -> list[tuple[str, bool]]:
+    """Give the uses of tools whose results are in this line, and whether they are what the tool gave."""
+    content = event.message.content
+    if not isinstance(content, list):
+        return []
+    blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "tool_result"]
+    results = [(block.get("tool_use_id"), not block.get("is_error")) for block in blocks]
+    return [(tool_use, good) for tool_use, good in results if isinstance(tool_use, str)]
 
 
 def said(event: Assistant) -> str:

@@ -1,0 +1,100 @@
+"""The official MCP inspector lists and calls every tool, over the bare socket and over the bridge."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon.kit import Daemon, home_of
+from fake_api.install_claude import find_inspector
+
+from hive_core.serve.mcp_tools import TOOLS
+
+INSPECTOR = find_inspector()
+pytestmark = pytest.mark.skipif(
+    INSPECTOR is None, reason="no inspector: run tests/fake_api/install_claude.py"
+)
+
+# What `socat STDIO UNIX-CONNECT:…` does, which is not everywhere.
+BARE = """
+import os, socket, sys, threading
+with socket.socket(socket.AF_UNIX) as peer:
+    peer.connect(sys.argv[1])
+    def send():
+        while data := os.read(0, 65536):
+            peer.sendall(data)
+        peer.shutdown(socket.SHUT_WR)
+    threading.Thread(target=send, daemon=True).start()
+    while data := peer.recv(65536):
+        os.write(1, data)
+"""
+Inspect = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def hive() -> Iterator[Daemon]:
+    with home_of(Daemon()) as hive:
+        yield hive.add_stopped("alice", "bob").start()
+
+
+@pytest.fixture(params=["socket", "bridge"])
+def inspect(request: pytest.FixtureRequest, hive: Daemon, tmp_path: Path) -> Inspect:
+    """Runs the inspector as alice, with arguments as on its command line; gives what it prints."""
+    path = str(hive.agent_socket("alice"))
+    server = [sys.executable, "-m", "hive_agent", "mcp", "--socket", path]
+    if request.param == "socket":
+        server = [sys.executable, "-c", BARE, path]
+
+    def run(method: str, *arguments: str, status: int = 0) -> dict[str, Any]:
+        done = subprocess.run(
+            [*(INSPECTOR or []), "--cli", *server, "--method", method, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            cwd=Path(__file__).parents[2],
+        )
+        assert done.returncode == status, done.stderr
+        printed: dict[str, Any] = json.loads(done.stdout)
+        return printed
+
+    return run
+
+
+def tool(inspect: Inspect, name: str, status: int = 0, **arguments: object) -> dict[str, Any]:
+    pairs = [f"--tool-arg={key}={value}" for key, value in arguments.items()]
+    return inspect("tools/call", "--tool-name", name, *pairs, status=status)
+
+
+def test_it_greets_us_and_finds_nothing_wrong_with_our_schemas(inspect: Inspect) -> None:
+    greeting = inspect("initialize")
+    listed = inspect("tools/list", "--strict")
+
+    assert (greeting["serverInfo"]["name"], greeting["protocolVersion"]) == ("hyperhive", "2025-11-25")
+    assert "You are the agent alice" in greeting["instructions"]
+    assert [entry["name"] for entry in listed["tools"]] == [entry.name for entry in TOOLS]
+
+
+def test_it_calls_every_tool(inspect: Inspect, hive: Daemon) -> None:
+    answers = {
+        "whoami": tool(inspect, "whoami"),
+        "set_status": tool(inspect, "set_status", text="inspected"),
+        "get_logs": tool(inspect, "get_logs", lines=3),
+        "send": tool(inspect, "send", to="bob", body="from the inspector"),
+        "request_next_turn": tool(inspect, "request_next_turn"),
+        "recv": tool(inspect, "recv", wait_seconds=1, max=5),
+    }
+    refused = tool(inspect, "send", status=5, to="nobody", body="x")
+
+    assert answers.keys() == {entry.name for entry in TOOLS}
+    assert answers["whoami"]["structuredContent"]["name"] == "alice"
+    assert answers["set_status"]["content"][0]["text"] == "Done."
+    assert answers["get_logs"]["structuredContent"] == {"lines": []}
+    assert hive.message(answers["send"]["structuredContent"]["id"])["body"] == "from the inspector"
+    (own,) = answers["recv"]["structuredContent"]["messages"]
+    assert (own["id"], own["sender"]) == (answers["request_next_turn"]["structuredContent"]["id"], "self")
+    assert refused["isError"] is True
+    assert refused["content"][0]["text"] == "cannot send: no agent is named 'nobody'"
