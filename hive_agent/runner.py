@@ -11,7 +11,7 @@ import trio
 from hive_agent.events import Emit
 from hive_agent.link import Calls
 from hive_agent.providers.base import Outcome, Provider, TurnPrompt, TurnResult
-from hive_agent.state import Board, TurnState
+from hive_agent.state import Board, Status, TurnState
 from hive_agent.tools import Tools
 from hive_agent.turn_stats import COMPACT_FAILED, COMPACTED, TurnBegin, TurnRow
 from hive_core.wire.agent import Message
@@ -49,6 +49,7 @@ class Runner:
         self._began = began
         self._record = record
         self._clock = clock
+        provider.held_up = self._show_held_up
         self._running: tuple[str, trio.CancelScope] | None = None
 
     @property
@@ -139,7 +140,14 @@ class Runner:
                 return TurnResult(outcome=Outcome.FAILED, note=f"internal error: {error!r}"[:500])
             finally:
                 self._running = None
+                self._show_held_up(False)
         return CANCELLED
+
+    def _show_held_up(self, held_up: bool) -> None:
+        if held_up:
+            self._board.hold(Status.RATE_LIMITED)
+        else:
+            self._board.let_go(Status.RATE_LIMITED)
 
     def _with_figures(self, result: TurnResult) -> TurnResult:
         """Give *result* with what a turn that was cut off has cost all the same."""

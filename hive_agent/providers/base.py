@@ -1,6 +1,6 @@
 """What runs a turn: a model's command line or API, or the scripted stand-in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Protocol
@@ -106,6 +106,8 @@ class Provider(Protocol):
     name: ClassVar[str]
     default_model: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    held_up: Callable[[bool], None]
+    """Set by whoever runs turns: to be told when a rate limit holds a turn up, and when that is over."""
     cut_off: TurnResult | None
     """The figures of what was cancelled, a turn or a compaction: it could not return them any more."""
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -69,6 +69,7 @@ class Scripted:
         self._logged_out = logged_out
         self._login = login
         self.cut_off: TurnResult | None = None
+        self.held_up: Callable[[bool], None] = lambda _held_up: None
         self._too_long = False
         self._met: set[int] = set()
 

@@ -104,6 +104,7 @@ class FakeProvider:
         self.prompts: list[TurnPrompt] = []
         self.times: list[float] = []
         self.cut_off: TurnResult | None = None
+        self.held_up: Callable[[bool], None] = lambda _held_up: None
         self.compacted: list[float] = []
         """When `compact` was called."""
         self.compaction_takes_s = 0.0

@@ -489,6 +489,20 @@ async def test_a_claude_that_says_nothing_is_given_up(
     assert "silent" in (turn.note or "")
 
 
+@pytest.mark.parametrize(("status", "seen"), [(429, [True, False]), (529, [True, False]), (500, [])])
+async def test_a_turn_that_a_limit_holds_up_says_so_until_it_goes_on(
+    stubbed: Stubbed, status: int, seen: list[bool]
+) -> None:
+    retry = {"type": "system", "subtype": "api_retry", "error_status": status, "retry_delay_ms": 10}
+    told = [False]
+    stubbed.provider.held_up = lambda held_up: told.append(held_up) if told[-1] != held_up else None
+
+    turn = await stubbed.turn(*GOOD[:3], ["print", retry], ["print", retry], *GOOD[3:])
+
+    assert turn.ok
+    assert told[1:] == seen
+
+
 async def test_a_retry_that_is_far_away_ends_the_turn(stubbed: Stubbed) -> None:
     retry = {"type": "system", "subtype": "api_retry", "error_status": 429, "retry_delay_ms": 3_600_000}
 

@@ -311,3 +311,31 @@ async def test_a_turn_that_was_cut_off_is_written_down_with_what_it_cost(
     assert (cut_off.result.cost_usd, cut_off.result.tools) == (0.25, {"Bash": 1})
     assert good.result == OK
     assert rig.acked == [7, 8]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_the_status_says_rate_limited_while_a_limit_holds_a_turn_up_and_no_longer(
+    autojump_clock: MockClock, tmp_path: Path, goes_on: bool
+) -> None:
+    provider = FakeProvider()
+
+    async def held_up(*_: object) -> TurnResult:
+        provider.held_up(True)
+        await trio.sleep(30)
+        if goes_on:
+            provider.held_up(False)
+            await trio.sleep(30)
+        return OK
+
+    provider._turns = [held_up]
+    rig = Rig(FakeLink(message(7)), provider, tmp_path)
+
+    async with rig.running():
+        await trio.sleep(29)
+        assert rig.board.status == "rate_limited"
+        await trio.sleep(2)
+        assert rig.board.status == "online"
+        await trio.sleep(60)
+
+    assert rig.statuses == ["rate_limited", "online"]
+    assert rig.acked == [7]

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -60,6 +60,7 @@ class Claude:
         self._run: Run | None = None
         self._swept = False
         self._prefix = f"hive-claude-{hashlib.sha256(mark_of(config).encode()).hexdigest()[:12]}-"
+        self.held_up: Callable[[bool], None] = lambda _held_up: None
         self.cut_off: TurnResult | None = None
         """What the last turn that was cancelled had come to: it cannot be returned any more."""
 
@@ -142,6 +143,7 @@ class Claude:
                 emit=emit,
                 reading=reading,
                 on_session=self._remember,
+                held_up=self.held_up,
                 steerable=not compacting,
             )
             end = reading.end_compaction if compacting else reading.end

@@ -102,6 +102,11 @@ class TurnReading:
         )
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether claude waits by itself for a rate limit, or a busy API, to let it go on."""
+        return self.retrying is not None and self._busy
+
+    @property
     def went_well(self) -> bool:
         return self._result is not None and self._result.ok and not self.in_turn
 
@@ -192,7 +197,7 @@ class TurnReading:
         self.in_turn = False
         if result.ok:
             # What an earlier turn of the process stumbled over is no matter any more.
-            self.retrying, self._error = None, None
+            self.retrying, self._busy, self._error = None, False, None
         self._result = result
         usage = _usage(result.usage) if result.usage else Usage()
         if usage == Usage() and result.model_uses_since:

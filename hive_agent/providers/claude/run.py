@@ -93,6 +93,7 @@ class Run:
         emit: Emit,
         reading: TurnReading,
         on_session: Callable[[str], None] = lambda _session_id: None,
+        held_up: Callable[[bool], None] = lambda _held_up: None,
         steerable: bool = True,
     ) -> None:
         self._argv = argv
@@ -101,6 +102,7 @@ class Run:
         self._emit = emit
         self.reading = reading
         self._on_session = on_session
+        self._held_up = held_up
         self._steerable = steerable
         self._pump = Pump(door, self._answer_mcp)
         self._to_stdin, self._unwritten = trio.open_memory_channel[dict[str, Any]](MAX_UNWRITTEN)
@@ -307,6 +309,7 @@ class Run:
             self._emit("stream", payload)
         self._see(event)
         note = self.reading.take(event)
+        self._held_up(self.reading.is_held_up)
         if note is not None:
             self._note(note)
         match event:
