@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test coverage lint format bench lock clean
+.PHONY: help demo run test coverage lint format bench lock install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,10 +22,10 @@ run: $(VENV)/.installed ## a local hive in the foreground; HIVE_HOME=DIR says wh
 	@$(BIN)/hive-core serve --local $(if $(HIVE_HOME),--home '$(HIVE_HOME)')
 
 test: $(VENV)/.installed-dev ## the whole suite, linters and types included
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude' $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude and not host_bed' $(ARGS)
 
 coverage: $(VENV)/.installed-dev ## which lines no test in this process reaches
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude' --ignore tests/daemon --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not claude and not host_bed' --ignore tests/daemon --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .
@@ -44,6 +44,16 @@ lock: ## resolve pyproject.toml into the two lock files again (needs uv)
 		--no-header --no-annotate pyproject.toml --group build -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --no-annotate pyproject.toml --group dev -o requirements-dev.lock
+
+# Not the interpreter of .venv: machines have to have the same one at the same path.
+INSTALL = $(foreach name,PREFIX DESTDIR PYTHON,$(if $(filter command% environment%,$(origin $(name))),$(name)='$($(name))')) \
+	sh systemd/install.sh
+
+install: ## as root: hyperhive on this host; PREFIX=/opt/hyperhive and DESTDIR= say where
+	@$(INSTALL) install
+
+uninstall: ## as root: remove what install has put there, and no state
+	@$(INSTALL) uninstall
 
 clean: ## remove .venv and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

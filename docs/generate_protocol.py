@@ -21,7 +21,7 @@ from msgspec import inspect as types
 from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
 from hive_core.serve.mcp_tools import tools_for
-from hive_core.wire import agent, envelope, host, ids, limits
+from hive_core.wire import agent, envelope, host, ids, limits, machine
 from hive_core.wire.errors import ErrorCode, Refused
 
 DOCUMENT: Final = Path(__file__).with_name("protocol.md")
@@ -57,7 +57,12 @@ WHEN: Final[Mapping[ErrorCode, str]] = {
 }
 
 NO_DEFAULT: Final = (msgspec.NODEFAULT, msgspec.NODEFAULT)
-NAMED_PATTERNS: Final = {ids.AGENT_NAME_PATTERN: "agent name"}
+NAMED_PATTERNS: Final = {
+    ids.AGENT_NAME_PATTERN: "agent name",
+    machine.IMAGE_PATTERN: "image name",
+    machine.SIZE_PATTERN: "size, as `4G`",
+    machine.PERCENT_PATTERN: "percent, as `200%`",
+}
 
 
 # ── reading the modules ─────────────────────────────────────────────────────────────────────────
@@ -329,6 +334,9 @@ def host_rows() -> str:
             host.Count,
             host.Urls,
             host.LifecycleScope,
+            machine.UsageRow,
+            machine.Check,
+            machine.ImageRow,
         ]
     )
 

@@ -1,5 +1,8 @@
 """hive-core: the daemon's command line."""
 
+import json
+import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -8,8 +11,11 @@ from typing import Final
 
 import click
 
+from hive_core import admin
 from hive_core.config import Config, ConfigError, flatten, load_config
 from hive_core.wire.version import VERSION
+
+HOST_CONFIG: Final = Path("/etc/hyperhive/config.toml")
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h, which systemd shows by name
@@ -41,19 +47,25 @@ def main() -> None:
 def serve(local: bool, home: Path | None, config_file: Path | None) -> None:
     """Serve a hive until SIGTERM or Ctrl-C.
 
+    Without --local each agent has a machine of systemd-nspawn: as root, on a host with systemd.  Its
+    configuration is /etc/hyperhive/config.toml, if that is there and no other is named.
+
     \b
     Examples:
+      hive-core serve
       hive-core serve --local
       hive-core serve --local --home /tmp/hive --config hive.toml
     """
+    if not local:
+        _check_host(home)
+        if config_file is None and HOST_CONFIG.exists():
+            config_file = HOST_CONFIG
     overrides = _overrides(home)
     try:
         config, _ = load_config(config_file, overrides)
     except ConfigError as error:
         _fail(str(error), EXIT_CONFIG)
-    if not local:
-        _fail("cannot serve machines of systemd-nspawn: this version has only local ones; add --local")
-    _serve_local(config, partial(_load, config_file, overrides))
+    _serve(config, partial(_load, config_file, overrides), local=local)
 
 
 @main.command("config")
@@ -76,25 +88,37 @@ def show_config(home: Path | None, config_file: Path | None) -> None:
         click.echo(f"{f'{key} = {value}':<{width}}  # {origins[key]}")
 
 
-def _serve_local(config: Config, load: partial[Config]) -> None:
+def _check_host(home: Path | None) -> None:
+    """End with a sentence where there can be no machines."""
+    if home is not None:
+        _fail("cannot serve with --home: only a local hive has one; add --local")
+    if os.geteuid() != 0:
+        _fail("cannot serve machines of systemd-nspawn: only root may start them; or add --local")
+    if not Path("/run/systemd/system").is_dir():
+        _fail("cannot serve machines of systemd-nspawn: systemd does not run this host; or add --local")
+
+
+def _serve(config: Config, load: partial[Config], *, local: bool) -> None:
     import trio
 
+    from hive_core.backends import Mode
     from hive_core.daemon import LiveConfig, serve
     from hive_core.host.sockets import AlreadyServed
-    from hive_core.layout import local_layout
+    from hive_core.layout import host_layout, local_layout
     from hive_core.log import set_up_log
     from hive_core.store.schema import SchemaError
     from hive_core.wire.errors import Refused
 
     set_up_log(config.log_level)
-    layout = local_layout(config)
-    click.echo(
-        f"hive-core {VERSION}: a local hive in {layout.home}\n"
-        "Its agents are plain processes of yours: nothing isolates them from your files or each other.",
-        err=True,
-    )
+    layout = local_layout(config) if local else host_layout(config)
+    if local:
+        click.echo(
+            f"hive-core {VERSION}: a local hive in {layout.home}\n"
+            "Its agents are plain processes of yours: nothing isolates them from your files or each other.",
+            err=True,
+        )
     try:
-        trio.run(serve, layout, LiveConfig(config, load))
+        trio.run(serve, layout, LiveConfig(config, load), Mode.LOCAL if local else Mode.NSPAWN)
     except* (AlreadyServed, SchemaError) as group:
         _fail(str(_first(group)))
     except* (OSError, Refused) as group:
@@ -117,13 +141,25 @@ def _overrides(home: Path | None) -> dict[str, str]:
 
 
 def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _fail(text: str, status: int = EXIT_FAILED) -> None:
     click.echo(f"hive-core: {text}", err=True)
     sys.exit(status)
 
+
+main.add_command(admin.doctor)
+main.add_command(admin.image)
 
 if __name__ == "__main__":
     main()

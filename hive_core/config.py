@@ -6,7 +6,7 @@ Every value knows where it came from, so that `hive-core config` can say so.
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,6 +25,10 @@ class Harness(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The model an agent uses until it is told another; empty: the provider's own."""
     linger_s: Annotated[float, Meta(ge=1)] = 900.0
     """How long a local harness outlives its daemon."""
+    environment: dict[str, str] = {}
+    """What a machine's harness finds in its environment, such as ANTHROPIC_BASE_URL."""
+    environment_file: str = ""
+    """The same as lines of NAME=VALUE, for secrets; read at each start."""
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +44,26 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     restart_delay_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5
     """Before the first restart; it doubles with each exit."""
     restart_delay_max_s: Seconds = 20.0
+    start_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 90.0
+    """From the start of a machine to its word that it is up."""
+    start_parallel: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Machines that may be starting at once."""
+    prefix: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9]{0,6}-\Z")] = "h-"
+    """What the names of our machines begin with, so that no other machine is ever touched."""
+    image: str = ""
+    """The image of agents that name none; empty: the only one there is."""
+    network: Literal["none", "veth"] = "none"
+    """The network of agents that name none."""
+    subnet: str = "10.213.0.0/16"
+    """Addresses of veth links: two per agent."""
+    memory_max: str = "4G"
+    cpu_quota: str = "200%"
+    tasks_max: Annotated[int, Meta(ge=64, le=4194304)] = 2048
+    uid_first: Annotated[int, Meta(ge=65536, le=2147352576)] = 0x40000000
+    """Where the uid ranges of machines begin; each has 65536."""
+    uid_ranges: Annotated[int, Meta(ge=1, le=16384)] = 4096
+    harness_dir: str = ""
+    """What is bound into each machine at /opt/hyperhive; empty: where this hive-core is installed."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,8 +86,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     machines: Machines = Machines()
 
 
-NEEDS_RESTART: Final = frozenset({"home", "run_dir", "state_dir", "admin_group", "drain_s"})
-"""Keys that SIGHUP does not change."""
+NEEDS_RESTART: Final = frozenset(
+    {"home", "run_dir", "state_dir", "admin_group", "drain_s", "machines.prefix", "machines.harness_dir"}
+)
+"""Dotted keys that SIGHUP does not change."""
 
 
 class ConfigError(Exception):
@@ -87,8 +113,9 @@ def load_config(path: Path | None, overrides: Mapping[str, str]) -> tuple[Config
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
         _refuse_unknown(table, Config, str(path), "")
-    origins = dict.fromkeys(_keys(Config, ""), "default")
-    origins |= dict.fromkeys(_given(table, ""), str(path))
+    keys = _keys(Config, "")
+    origins = dict.fromkeys(keys, "default")
+    origins |= dict.fromkeys(_given(table, "", keys), str(path))
     for key, value in overrides.items():
         _set(table, key, value)
         origins[key] = "command line"
@@ -96,7 +123,7 @@ def load_config(path: Path | None, overrides: Mapping[str, str]) -> tuple[Config
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"cannot use {path or 'the command line'}: {error}") from None
-    return config, {key: origins[key] for key in _keys(Config, "")}
+    return config, {key: origins[key] for key in keys}
 
 
 def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
@@ -110,6 +137,15 @@ def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
             else {prefix + name: value}
         )
     return flat
+
+
+def merge(fresh: Config, old: Config, keep: Collection[str]) -> Config:
+    """Give *fresh* with the values that *old* has for the dotted keys *keep*."""
+    table = msgspec.to_builtins(fresh)
+    for key, value in flatten(old).items():
+        if key in keep:
+            _set(table, key, value)
+    return msgspec.convert(table, Config)
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -128,10 +164,14 @@ def _keys(struct: type[msgspec.Struct], prefix: str) -> list[str]:
     return keys
 
 
-def _given(table: Mapping[str, Any], prefix: str) -> list[str]:
+def _given(table: Mapping[str, Any], prefix: str, keys: Collection[str]) -> list[str]:
     given: list[str] = []
     for key, value in table.items():
-        given += _given(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+        # A key may itself be a table of values.
+        if isinstance(value, dict) and prefix + key not in keys:
+            given += _given(value, f"{prefix}{key}.", keys)
+        else:
+            given.append(prefix + key)
     return given
 
 
@@ -151,7 +191,7 @@ def _refuse_unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], sour
             _refuse_unknown(value, inner, source, f"{prefix}{key}.")
 
 
-def _set(table: dict[str, Any], dotted: str, value: str) -> None:
+def _set(table: dict[str, Any], dotted: str, value: object) -> None:
     *path, last = dotted.split(".")
     for part in path:
         table = table.setdefault(part, {})

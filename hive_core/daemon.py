@@ -4,6 +4,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,25 +14,33 @@ from typing import Final
 
 import trio
 
+from hive_core.backends import Mode, Surroundings, open_backend
 from hive_core.broker import Broker
-from hive_core.config import NEEDS_RESTART, Config, ConfigError, flatten
+from hive_core.config import NEEDS_RESTART, Config, ConfigError, flatten, merge
 from hive_core.control import Control
+from hive_core.domain.helper_event import condition_in
 from hive_core.feed import Feed
 from hive_core.handlers.deps import Deps
-from hive_core.host import agent_files
-from hive_core.host.local import LocalMachines
+from hive_core.herald import Herald
 from hive_core.host.process import CommandError
-from hive_core.host.sockets import bind_unix, only_daemon, usable_group
-from hive_core.host.systemd import Notifier
+from hive_core.host.sockets import bind_unix, is_listening_at, only_daemon, usable_group
+from hive_core.host.systemd import Notifier, inherited_sockets
+from hive_core.keeper import Hooks
 from hive_core.layout import Layout
 from hive_core.serve import host_socket
 from hive_core.serve.agent_doors import AgentDoors
 from hive_core.serve.doors import Door
 from hive_core.store.database import Store, open_store
 from hive_core.store.mailbox import MailboxOp, apply_batch
-from hive_core.supervisor import Hooks, Supervisor
+from hive_core.supervisor import Supervisor
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import Refused
+from hive_core.wire.ids import MANAGER, SYSTEM
+
+HOST_SOCKET: Final = "host.sock"
+"""Also the FileDescriptorName= of the unit that may listen for us."""
+
+KICK: Final = "You were started again: look at your notes, your session is intact."
 
 GIL_SWITCH_S = 0.0005
 """The writer thread needs the GIL back after each statement; at Python's 5 ms a busy loop starves it."""
@@ -63,23 +72,23 @@ class LiveConfig:
         changed = {key for key, value in flatten(fresh).items() if old[key] != value}
         for key in sorted(changed & NEEDS_RESTART):
             log.warning("Config key %s needs a restart of hive-core to take effect", key)
-        keep = {key: getattr(self._config, key) for key in NEEDS_RESTART}
-        self._config = Config(**{name: getattr(fresh, name) for name in fresh.__struct_fields__} | keep)
+        self._config = merge(fresh, self._config, NEEDS_RESTART)
         logging.getLogger().setLevel(self._config.log_level.upper())
         log.info("Config reloaded changed=%s", ",".join(sorted(changed)) or "nothing")
 
 
-async def serve(layout: Layout, config: LiveConfig) -> None:
-    """Serve the local hive at *layout* until SIGTERM or SIGINT.
+async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> None:
+    """Serve the hive at *layout* until SIGTERM or SIGINT.
 
-    SIGTERM leaves the agents running, for the next daemon to find; SIGINT, a person's Ctrl-C, ends
-    them too.  SIGHUP reads the configuration again.
+    Both leave the agents running, for the next daemon to find; but in a local hive SIGINT, a person's
+    Ctrl-C, ends them too.  SIGHUP reads the configuration again.
 
     Raises:
         AlreadyServed, SchemaError, OSError: it cannot be served; the text says why.
     """
     sys.setswitchinterval(GIL_SWITCH_S)
     _allow_many_files()
+    inherited = inherited_sockets()
     layout.make()
     notifier = Notifier()
     with only_daemon(layout.state), only_daemon(layout.run):
@@ -88,14 +97,16 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
             async with trio.open_nursery() as workers:
                 await workers.start(_obey_signals, stop, interrupted, config, notifier)
                 workers.start_soon(_die_with, store)
-                async with _running_hive(store, layout, config, stop, workers) as supervisor:
+                async with _running_hive(
+                    store, layout, config, mode, inherited.pop(HOST_SOCKET, None), stop, workers
+                ) as supervisor:
                     workers.start_soon(_watchdog, store, notifier)
                     _collect_garbage_rarely()
                     log.info("Hive is ready home=%s socket=%s", layout.home, layout.host_socket)
                     notifier.ready(f"{len(supervisor.names)} agents")
                     await stop.wait()
                     notifier.stopping()
-                if interrupted.is_set():
+                if interrupted.is_set() and mode is Mode.LOCAL:
                     await supervisor.stop_all_machines()
                 workers.cancel_scope.cancel()
     log.info("Hive stopped home=%s", layout.home)
@@ -103,13 +114,32 @@ async def serve(layout: Layout, config: LiveConfig) -> None:
 
 @asynccontextmanager
 async def _running_hive(
-    store: Store[MailboxOp], layout: Layout, config: LiveConfig, stop: trio.Event, workers: trio.Nursery
+    store: Store[MailboxOp],
+    layout: Layout,
+    config: LiveConfig,
+    mode: Mode,
+    inherited: socket.socket | None,
+    stop: trio.Event,
+    workers: trio.Nursery,
 ) -> AsyncIterator[Supervisor]:
-    feed = Feed()
-    doors = AgentDoors(layout)
+    def manager_uid() -> int | None:
+        return supervisor.agent(MANAGER).row.uid_base if MANAGER in supervisor.names else None
+
+    def machine_appeared(name: str) -> None:
+        supervisor.wake(name)
+
+    def harness_said(name: str, now: wire.Snapshot) -> None:
+        herald.notice(name, condition_in(now.status))
+
+    feed = Feed(said=harness_said)
     control = Control(changed=feed.changed, lost=feed.disconnected)
     broker = Broker(store, announce=feed.message, changed=feed.changed)
-    machines = LocalMachines(layout.agent, config)
+    say = partial(_say, broker)
+    herald = Herald(say, lambda: MANAGER in broker.agents)
+    backend = open_backend(
+        mode, Surroundings(layout, config, manager_uid, machine_appeared, herald.refuse_peer)
+    )
+    doors = AgentDoors(layout, backend.identity, backend.make_dirs)
 
     async def enlist(name: str, paused: bool) -> None:
         await broker.register(name, paused=paused)
@@ -118,10 +148,11 @@ async def _running_hive(
         await doors.close(name)
         broker.unregister(name)
         feed.forget(name)
+        herald.forget(name)
 
     async def purge(name: str) -> bool:
         try:
-            await agent_files.remove(layout.agent(name).base)
+            await backend.remove_files(name)
         except (CommandError, OSError, trio.TooSlowError) as error:
             log.error("State of %s cannot be deleted, the next start tries again: %s", name, error)
             return False
@@ -137,8 +168,19 @@ async def _running_hive(
         broker.set_paused(name, paused)
         control.tell(name, wire.SetPaused(id=0, paused=paused))
 
-    hooks = Hooks(enlist, doors.open, vanish, purge, quiesce, pause, feed.changed)
-    supervisor = Supervisor(store, machines, hooks, config)
+    hooks = Hooks(
+        enlist=enlist,
+        open_door=doors.open,
+        vanish=vanish,
+        purge=purge,
+        quiesce=quiesce,
+        pause=pause,
+        changed=feed.changed,
+        kick=lambda name: say(name, KICK),
+        tell=herald.tell,
+        notice=herald.notice,
+    )
+    supervisor = Supervisor(store, backend.machines, hooks, config, backend.allocate)
     group = usable_group(config().admin_group)
     deps = Deps(
         broker=broker,
@@ -146,27 +188,53 @@ async def _running_hive(
         feed=feed,
         control=control,
         store=store,
-        logs=machines,
+        machines=backend.machines,
+        logs=backend.logs,
+        cages=backend.cages,
         layout=layout,
         config=config,
-        mode="local",
+        mode=mode.value,
         started_at=time.time(),
         count_connections=lambda: host_door.connections + doors.connections,
     )
     host_door = Door(
-        "host.sock",
-        bind_unix(layout.host_socket, mode=0o660, gid=group),
+        HOST_SOCKET,
+        _host_listener(inherited, layout, group),
         partial(host_socket.answer, deps, stop, group is not None),
         host_socket.TOO_MANY,
     )
     await broker.recover()
     await workers.start(broker.run)
+    if backend.run is not None:
+        await workers.start(backend.run)
     async with trio.open_nursery() as serving:
         # The sockets of agents first: a machine that is adopted connects at once.
         await serving.start(doors.run, deps, stop, config().drain_s)
         await workers.start(supervisor.run)
         await serving.start(host_door.run, stop, config().drain_s)
         yield supervisor
+
+
+def _say(broker: Broker, to: str, body: str) -> None:
+    """Leave a message from the daemon itself.  Nobody waits for it, and a hive without it goes on."""
+
+    def lost(error: Exception) -> None:
+        log.error("Message of the daemon not stored agent=%s: %s", to, error)
+
+    try:
+        broker.send(SYSTEM, to, body, sender_uid=None).then(lambda _id: None, lost)
+    except Refused as error:
+        log.warning("Message of the daemon not sent agent=%s: %s", to, error.text)
+
+
+def _host_listener(inherited: socket.socket | None, layout: Layout, group: int | None) -> socket.socket:
+    """Take the socket that systemd listens on for us, or listen ourselves."""
+    if inherited is not None:
+        if is_listening_at(inherited, layout.host_socket):
+            return inherited
+        log.warning("The socket of systemd is not %s: it is not used", layout.host_socket)
+        inherited.close()
+    return bind_unix(layout.host_socket, mode=0o660, gid=group)
 
 
 def _allow_many_files() -> None:

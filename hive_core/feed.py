@@ -6,7 +6,7 @@ ring and is told when the ring has overtaken it.
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -114,7 +114,9 @@ class _Channel:
 class Feed:
     """The rings: one of events per agent, and one of everything for those who watch the hive."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: Callable[[str, wire.Snapshot], None] = lambda _agent, _now: None) -> None:
+        """*said* is called with what a harness says about itself, when that is something new."""
+        self._said = said
         self._channels: dict[str, _Channel] = {}
         self.everything: Ring[WatchItem] = Ring(WATCH_ITEMS, WATCH_BYTES)
 
@@ -145,6 +147,7 @@ class Feed:
                 self.everything.append(AgentEvent(agent, event), len(event.payload))
         if now is not None and now != channel.snapshot:
             channel.snapshot = now
+            self._said(agent, now)
             self.changed(agent)
 
     def message(self, message: StoredMessage) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hive_core.config import Config, default_home
+from hive_core.wire.ids import MANAGER
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class AgentDirs:
         return self.base / "claude"
 
     def make(self) -> None:
-        """Make what is missing."""
+        """Make what is missing, as ours: the agent of a local hive is its user."""
         self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.base.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.state.mkdir(exist_ok=True, mode=0o700)
@@ -63,9 +64,32 @@ class Layout:
         path, other = self.state / "broker.sqlite", self.state / "db" / "broker.sqlite"
         return other if other.exists() and not path.exists() else path
 
+    @property
+    def agents(self) -> Path:
+        return self.state / "agents"
+
+    @property
+    def configs(self) -> Path:
+        """What the manager proposes for each agent: NAME/config."""
+        return self.state / "configs"
+
+    @property
+    def applied(self) -> Path:
+        """What of it was approved and deployed."""
+        return self.state / "applied"
+
+    @property
+    def meta(self) -> Path:
+        return self.state / "meta"
+
     def agent(self, name: str) -> AgentDirs:
         """*name* has been validated: it is one safe path component."""
-        return AgentDirs(self.run / "agents" / name, self.state / "agents" / name)
+        run = self.run / "manager" if name == MANAGER else self.run / "agents" / name
+        return AgentDirs(run, self.agents / name)
+
+    def config_of(self, name: str) -> Path:
+        """The proposed configuration of *name*: the agent reads it, the manager writes it."""
+        return self.configs / name / "config"
 
     def make(self) -> None:
         """Make what is missing.  A home that did not exist is closed to others."""
@@ -73,6 +97,13 @@ class Layout:
         for path, mode in ((self.run, 0o751), (self.run / "agents", 0o751), (self.state, 0o700)):
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(mode)
+
+
+def host_layout(config: Config) -> Layout:
+    """Where the hive of a host is, for the daemon that root runs."""
+    run = Path(config.run_dir).absolute() if config.run_dir else Path("/run/hyperhive")
+    state = Path(config.state_dir).absolute() if config.state_dir else Path("/var/lib/hyperhive")
+    return Layout(state, run, state)
 
 
 def local_layout(config: Config) -> Layout:

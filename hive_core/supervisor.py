@@ -1,90 +1,45 @@
-"""Keeps the machines as they are wanted.
+"""The roster, and the operator's wishes.
 
-The wish is a row.  One task per agent brings the world to it: it asks domain.machine what to do, does
-that, and looks again.  Nothing here stops a machine because the daemon ends.
+A wish is a row, written before it is answered.  A Keeper per agent brings the world to it.  Nothing here
+stops a machine because the daemon ends.
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
 
 import trio
 
 from hive_core.config import Config
-from hive_core.domain.machine import NO_EXITS, Action, Exits, Wanted, has_failed, plan
+from hive_core.domain.agent import AgentRow
+from hive_core.domain.cage import MAX_MACHINE_NAME, CannotStart, Shape
+from hive_core.domain.helper_event import AS_SPAWNED, Rebuilt, Spawned
+from hive_core.domain.machine import GOING, NO_EXITS, Fresh, Wanted, has_failed
+from hive_core.domain.uid_range import NoRangeLeft
+from hive_core.keeper import Agent, Hooks, Keeper
+from hive_core.machines import TROUBLE, Machine, Machines, describe
 from hive_core.store import agents
-from hive_core.store.agents import AgentRow
 from hive_core.store.database import Store
 from hive_core.store.mailbox import MailboxOp
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import why_no_agent_name
+from hive_core.wire.ids import MANAGER, why_no_agent_name
 
-RECONCILE_S: Final = 10.0
-"""How often the log is trimmed and the world is looked at again, when nothing happens."""
+LOOKS_AT_ONCE: Final = 8
+"""Looks for machines, when the daemon starts; each may be a process."""
+
+AS_DECLARED: Final = Shape()
 
 log = logging.getLogger(__name__)
-
-
-class Machine(Protocol):
-    """Something that runs an agent's harness."""
-
-    @property
-    def pid(self) -> int: ...
-    async def wait(self) -> str: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Machines(Protocol):
-    """What can start and find machines."""
-
-    @property
-    def isolation(self) -> str: ...
-    def is_running(self, agent: str) -> bool: ...
-    def find(self, agent: str) -> Machine | None: ...
-    def start(self, agent: str) -> Machine: ...
-    def trim_log(self, agent: str) -> None: ...
-
-
-@dataclass
-class Agent:
-    """One agent: its row, and what is seen of its machine."""
-
-    row: AgentRow
-    machine: Machine | None = None
-    has_door: bool = False
-    exits: Exits = NO_EXITS
-    restart: bool = False
-    graceful: bool = False
-    stopping: bool = False
-    quiescing: trio.CancelScope | None = None
-    woken: trio.Event = field(default_factory=trio.Event)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What else happens to an agent, done by parts that the supervisor does not know."""
-
-    enlist: Callable[[str, bool], Awaitable[None]]
-    """Give it a mailbox: name, paused."""
-    open_door: Callable[[str], Awaitable[None]]
-    """Give it a socket."""
-    vanish: Callable[[str], Awaitable[None]]
-    """Take them away."""
-    purge: Callable[[str], Awaitable[bool]]
-    """Delete its state; say whether that went well."""
-    quiesce: Callable[[str], Awaitable[None]]
-    """Let its running turn end and begin no other; returns when that is so, or it cannot be asked."""
-    pause: Callable[[str, bool], None]
-    changed: Callable[[str], None]
 
 
 class Supervisor:
     """The agents that are not destroyed, and those that are being destroyed.
 
-    *config* is asked each time it matters, so a reload takes effect.
+    *config* is asked each time it matters, so a reload takes effect.  *allocate* gives the first uid of
+    a range that none of the rows has, or None where machines have no users of their own; it raises
+    NoRangeLeft, or OSError when the host's accounts cannot be read.
     """
 
     def __init__(
@@ -93,15 +48,18 @@ class Supervisor:
         machines: Machines,
         hooks: Hooks,
         config: Callable[[], Config],
+        allocate: Callable[[Sequence[AgentRow]], int | None] = lambda _rows: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._machines = machines
         self._hooks = hooks
         self._config = config
+        self._allocate = allocate
         self._wall_clock = wall_clock
         self._agents: dict[str, Agent] = {}
         self._nursery: trio.Nursery | None = None
+        self._starts = trio.CapacityLimiter(config().machines.start_parallel)
         # One wish after the other, so that what is in memory is what was written last.
         self._wishing = trio.Lock()
 
@@ -133,33 +91,44 @@ class Supervisor:
             Refused: NOT_FOUND; CONFLICT, when it is being destroyed.
         """
         agent = self.agent(name)
-        if _is_going(agent.row.wanted):
+        if agent.row.wanted in GOING:
             raise Refused(ErrorCode.CONFLICT, f"cannot change {name}: it is being destroyed", "going")
         return agent
+
+    def wake(self, name: str) -> None:
+        """Have *name* looked at at once: something about its machine is different."""
+        if name in self._agents:
+            self._agents[name].woken.set()
 
     def has_failed(self, agent: Agent) -> bool:
         return agent.machine is None and has_failed(agent.exits, self._config().machines)
 
     # ── wishes ──────────────────────────────────────────────────────────────────────────────────
 
-    async def spawn(self, name: str) -> None:
+    async def spawn(self, name: str, shape: Shape = AS_DECLARED) -> None:
         """Create *name*, or take up the kept state of a destroyed one, and want it to run.
 
         Raises:
-            Refused: INVALID_ARGUMENT for the name, CONFLICT if it exists or is being destroyed.
+            Refused: INVALID_ARGUMENT for the name, CONFLICT if it exists or is being destroyed,
+                UNAVAILABLE if its directories or its uids cannot be had.
         """
-        why = why_no_agent_name(name)
+        why = None if name == MANAGER else why_no_agent_name(name)
+        if why is None and self.isolation != "none":
+            why = self._why_no_machine_name(name)
         if why is not None:
             raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot spawn: {why}")
         async with self._wishing:
             if name in self._agents:
-                state = "is being destroyed" if _is_going(self._agents[name].row.wanted) else "exists already"
+                state = "is being destroyed" if self._agents[name].row.wanted in GOING else "exists already"
                 raise Refused(ErrorCode.CONFLICT, f"cannot spawn {name}: it {state}", "exists")
             now = self._wall_clock()
-            await self._store.write(agents.create, name, now)
+            uid_base = await self._uids_for(name)
+            await self._store.write(agents.create, name, now, uid_base, shape)
             await self._hooks.enlist(name, False)
+            self._hooks.notice(name, AS_SPAWNED)
+            row = AgentRow(name, Wanted.RUNNING, False, now, uid_base=uid_base, shape=shape)
             try:
-                await self._take_up(AgentRow(name, Wanted.RUNNING, False, now, None, None, None))
+                await self._take_up(Agent(row, report=Spawned))
             except OSError as error:
                 del self._agents[name]
                 await self._hooks.vanish(name)
@@ -171,6 +140,7 @@ class Supervisor:
         """Want *name* to run; one that has failed is tried again."""
         agent = self._movable(name)
         agent.exits = NO_EXITS
+        agent.kick = agent.kick or (agent.machine is None and agent.report is not Spawned)
         await self._want(agent, Wanted.RUNNING)
 
     async def stop(self, name: str, *, graceful: bool) -> None:
@@ -178,6 +148,7 @@ class Supervisor:
         agent = self._movable(name)
         agent.graceful = graceful
         agent.exits = NO_EXITS
+        agent.kick = False
         if agent.quiescing is not None and not graceful:
             agent.quiescing.cancel()
         await self._want(agent, Wanted.STOPPED)
@@ -186,7 +157,16 @@ class Supervisor:
         """Want *name* to run, after one stop if it runs."""
         agent = self._movable(name)
         agent.exits = NO_EXITS
-        agent.restart = agent.machine is not None
+        agent.fresh = Fresh.RESTART if agent.machine is not None else agent.fresh
+        agent.kick = True
+        await self._want(agent, Wanted.RUNNING)
+
+    async def rebuild(self, name: str) -> None:
+        """Want *name* to run with everything as it is declared now, after one stop if it runs."""
+        agent = self._movable(name)
+        agent.exits = NO_EXITS
+        agent.fresh = Fresh.REBUILD
+        agent.kick, agent.report = True, Rebuilt
         await self._want(agent, Wanted.RUNNING)
 
     async def destroy(self, name: str, *, purge: bool) -> None:
@@ -211,13 +191,53 @@ class Supervisor:
         agent.row = replace(agent.row, status_text=text or None, status_set_at=now)
         self._hooks.changed(name)
 
+    async def reshape(self, name: str, change: Callable[[Shape], Shape]) -> None:
+        """Let the limits of *name* be what *change* makes of its shape, at once and from now on.
+
+        Raises:
+            Refused: NOT_FOUND, CONFLICT; UNAVAILABLE: its machine runs and cannot be limited so.
+        """
+        async with self._wishing:
+            agent = self._movable(name)
+            row = replace(agent.row, shape=change(agent.row.shape))
+            if agent.machine is not None:
+                try:
+                    await self._machines.update_limits(row)
+                except CannotStart as error:
+                    raise Refused(ErrorCode.UNAVAILABLE, str(error)) from None
+                except TROUBLE as error:
+                    text = f"cannot limit {name}: {describe(error)}"
+                    raise Refused(ErrorCode.UNAVAILABLE, text) from None
+            await self._store.write(agents.set_shape, name, row.shape)
+            agent.row = replace(agent.row, shape=row.shape)
+        agent.woken.set()
+        self._hooks.changed(name)
+
     async def _want(self, agent: Agent, wanted: Wanted) -> None:
         async with self._wishing:
             self._movable(agent.row.name)  # another wish may have been to destroy it
             await self._store.write(agents.want, agent.row.name, wanted, self._wall_clock())
             agent.row = replace(agent.row, wanted=wanted)
+        if wanted is not Wanted.RUNNING and agent.starting is not None:
+            agent.starting.cancel()
         agent.woken.set()
         self._hooks.changed(agent.row.name)
+
+    def _why_no_machine_name(self, name: str) -> str | None:
+        longest = MAX_MACHINE_NAME - len(self._config().machines.prefix)
+        if len(name) <= longest:
+            return None
+        return f"{name!r} is too long for the name of a machine: use {longest} characters at most"
+
+    async def _uids_for(self, name: str) -> int | None:
+        """Give the uids that the files of *name* belong to, or new ones."""
+        rows = await self._store.read(agents.all_agents)
+        known = next((row.uid_base for row in rows if row.name == name), None)
+        try:
+            # Not looked for when it is known: nobody else gets it, whatever the host's accounts say today.
+            return known if known is not None else self._allocate(rows)
+        except (NoRangeLeft, OSError) as error:
+            raise Refused(ErrorCode.UNAVAILABLE, f"cannot spawn {name}: {error}") from None
 
     # ── the world ───────────────────────────────────────────────────────────────────────────────
 
@@ -225,19 +245,28 @@ class Supervisor:
         """Take up every agent that has a row, and keep the machines as they are wanted."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            rows = [row for row in await self._store.read(agents.all_agents) if self._is_left(row)]
+            rows = [await self._with_uids(row) for row in await self._store.read(agents.all_agents)]
+            found = await self._find_all([row.name for row in rows])
+            # Of one that was destroyed half there may be a machine.
+            left = [
+                Agent(row, found.get(row.name))
+                for row in rows
+                if row.destroyed_at is None or row.wanted is Wanted.PURGED or row.name in found
+            ]
+            self._put_manager_first(left)
             # All the mailboxes before the first socket: who connects may write to any of them at once.
             # Together, so that their reads share the writer's batches.
             async with trio.open_nursery() as enlisting:
-                for row in rows:
-                    enlisting.start_soon(self._hooks.enlist, row.name, row.paused)
-            for row in rows:
+                for agent in left:
+                    enlisting.start_soon(self._hooks.enlist, agent.row.name, agent.row.paused)
+            for agent in left:
                 try:
-                    await self._take_up(row)
+                    await self._take_up(agent)
                 except OSError as error:
                     # The other agents are not to suffer; a start tries again.
-                    log.error("Agent has no socket agent=%s: %s", row.name, error)
-                    nursery.start_soon(self._keep, self._agents[row.name])
+                    log.error("Agent has no socket agent=%s: %s", agent.row.name, error)
+                    nursery.start_soon(self._keeper(agent).run)
+            nursery.start_soon(self._end_leftovers, [agent.row.name for agent in left])
             task_status.started()
             await trio.sleep_forever()
 
@@ -247,153 +276,96 @@ class Supervisor:
             self._nursery.cancel_scope.cancel()
         async with trio.open_nursery() as nursery:
             for agent in self._agents.values():
-                machine = agent.machine or self._machines.find(agent.row.name)
-                if machine is not None:
-                    nursery.start_soon(self._end, machine)
+                nursery.start_soon(self._end, agent)
 
-    def _is_left(self, row: AgentRow) -> bool:
-        """Whether there is anything of an agent.  Of one that was destroyed half it may be a harness."""
-        return row.destroyed_at is None or row.wanted is Wanted.PURGED or self._machines.is_running(row.name)
+    async def _with_uids(self, row: AgentRow) -> AgentRow:
+        """Give *row* the uids that it lacks, if it was written where machines have none."""
+        if row.uid_base is not None or self.isolation == "none":
+            return row
+        try:
+            uid_base = self._allocate(await self._store.read(agents.all_agents))
+        except (NoRangeLeft, OSError) as error:
+            log.error("Agent gets no uids agent=%s: %s", row.name, error)
+            return row
+        if uid_base is not None:
+            await self._store.write(agents.set_uid_base, row.name, uid_base)
+        return replace(row, uid_base=uid_base)
 
-    async def _take_up(self, row: AgentRow) -> None:
+    async def _find_all(self, names: Sequence[str]) -> dict[str, Machine]:
+        """Find the machines that run already.  Where nobody can say, the keeper asks again."""
+        found: dict[str, Machine] = {}
+        looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+        async def look(name: str) -> None:
+            async with looks:
+                try:
+                    machine = await self._machines.find(name)
+                except TROUBLE as error:
+                    log.error("Machine cannot be looked for agent=%s: %s", name, describe(error))
+                    return
+            if machine is not None:
+                found[name] = machine
+
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(look, name)
+        return found
+
+    @staticmethod
+    def _put_manager_first(left: list[Agent]) -> None:
+        """Let the manager be up before the others, if it is to be: it can calm them."""
+        left.sort(key=lambda agent: agent.row.name != MANAGER)
+        first = left[0] if left else None
+        if first is None or first.row.name != MANAGER:
+            return
+        if first.row.wanted is Wanted.RUNNING and first.machine is None:
+            for agent in left[1:]:
+                agent.after = first.tried
+
+    async def _take_up(self, agent: Agent) -> None:
         # Known before its socket is: a harness that is adopted connects as soon as there is one.
-        agent = self._agents[row.name] = Agent(row, self._machines.find(row.name))
-        await self._hooks.open_door(row.name)
+        name = agent.row.name
+        self._agents[name] = agent
+        await self._hooks.open_door(agent.row)
         agent.has_door = True
         if agent.machine is not None:
-            log.info("Agent adopted agent=%s pid=%d", row.name, agent.machine.pid)
+            log.info("Agent adopted agent=%s pid=%d", name, agent.machine.pid)
         assert self._nursery is not None
-        self._nursery.start_soon(self._keep, agent)
-        self._hooks.changed(row.name)
-
-    async def _keep(self, agent: Agent) -> None:
-        """Bring one agent to what is wanted of it, until it is gone."""
-        name = agent.row.name
-        async with trio.open_nursery() as nursery:
-            if agent.machine is not None:
-                nursery.start_soon(self._watch, agent, agent.machine)
-            while True:
-                agent.woken = trio.Event()
-                if agent.machine is None:
-                    self._adopt(agent, nursery)
-                next_step = plan(
-                    agent.row.wanted,
-                    alive=agent.machine is not None,
-                    restart=agent.restart,
-                    exits=agent.exits,
-                    now=trio.current_time(),
-                    config=self._config().machines,
-                )
-                match next_step.action:
-                    case Action.START:
-                        await self._start(agent, nursery)
-                    case Action.STOP:
-                        await self._stop(agent)
-                    case Action.REMOVE:
-                        await self._remove(agent)
-                        nursery.cancel_scope.cancel()
-                        return
-                    case Action.WAIT:
-                        self._hooks.changed(name)
-                        with trio.move_on_after(min(next_step.after_s or RECONCILE_S, RECONCILE_S)):
-                            await agent.woken.wait()
-                        self._machines.trim_log(name)
-
-    def _adopt(self, agent: Agent, nursery: trio.Nursery) -> None:
-        """Look for a harness that a killed daemon started and that has taken its lock only now."""
-        machine = self._machines.find(agent.row.name)
-        if machine is not None:
-            log.info("Agent adopted agent=%s pid=%d", agent.row.name, machine.pid)
-            agent.machine = machine
-            nursery.start_soon(self._watch, agent, machine)
-
-    async def _start(self, agent: Agent, nursery: trio.Nursery) -> None:
-        name = agent.row.name
-        agent.restart = False
-        try:
-            if not agent.has_door:
-                await self._hooks.open_door(name)
-                agent.has_door = True
-            machine = self._machines.start(name)
-        except OSError as error:
-            log.error("Machine cannot be started agent=%s: %s", name, error)
-            self._note_exit(agent, f"cannot be started: {error}")
-            return
-        log.info("Machine started agent=%s pid=%d", name, machine.pid)
-        agent.machine = machine
-        nursery.start_soon(self._watch, agent, machine)
-
-    async def _watch(self, agent: Agent, machine: Machine) -> None:
-        story = await machine.wait()
-        expected = agent.stopping
-        agent.machine = None
-        if expected:
-            log.info("Machine stopped agent=%s", agent.row.name)
-        elif agent.row.wanted is Wanted.RUNNING:
-            log.warning("Machine ended by itself agent=%s: %s", agent.row.name, story)
-            self._note_exit(agent, story)
-        agent.woken.set()
-        self._hooks.changed(agent.row.name)
-
-    def _note_exit(self, agent: Agent, story: str) -> None:
-        config = self._config().machines
-        agent.exits = agent.exits.and_one(trio.current_time(), story, config.restart_window_s)
-        if has_failed(agent.exits, config):
-            log.error(
-                "Machine failed agent=%s: %d exits, the last: %s",
-                agent.row.name,
-                len(agent.exits.times),
-                story,
-            )
-
-    async def _stop(self, agent: Agent) -> None:
-        machine = agent.machine
-        if machine is None:
-            return
-        agent.stopping = True
-        try:
-            if agent.graceful and agent.row.wanted is Wanted.STOPPED:
-                with trio.move_on_after(self._config().machines.quiesce_s) as agent.quiescing:
-                    await self._hooks.quiesce(agent.row.name)
-            agent.graceful = False
-            machine.terminate()
-            with trio.move_on_after(self._config().machines.stop_grace_s):
-                await self._wait_gone(agent)
-            while agent.machine is machine:
-                log.warning("Machine does not stop, killing it agent=%s pid=%d", agent.row.name, machine.pid)
-                machine.kill()
-                with trio.move_on_after(5):
-                    await self._wait_gone(agent)
-        finally:
-            agent.stopping, agent.quiescing = False, None
-
-    async def _wait_gone(self, agent: Agent) -> None:
-        while agent.machine is not None:
-            agent.woken = trio.Event()
-            await agent.woken.wait()
-
-    async def _remove(self, agent: Agent) -> None:
-        # Nobody else touches it meanwhile: until it is gone it can neither be moved nor spawned again.
-        name = agent.row.name
-        await self._hooks.vanish(name)
-        if agent.row.wanted is Wanted.PURGED and await self._hooks.purge(name):
-            try:
-                await self._store.write(agents.forget, name)
-            except Refused as error:
-                log.error("Agent not forgotten, the next start tries again agent=%s: %s", name, error.text)
-        del self._agents[name]
-        log.info("Agent destroyed agent=%s", name)
+        self._nursery.start_soon(self._keeper(agent).run)
         self._hooks.changed(name)
 
-    async def _end(self, machine: Machine) -> None:
-        machine.terminate()
-        with trio.move_on_after(self._config().machines.stop_grace_s) as grace:
-            await machine.wait()
-        if grace.cancelled_caught:
-            machine.kill()
-            with trio.move_on_after(5):
+    def _keeper(self, agent: Agent) -> Keeper:
+        return Keeper(
+            agent, self._machines, self._hooks, self._config, self._starts, self._forget_row, self._forget
+        )
+
+    async def _forget_row(self, name: str) -> None:
+        try:
+            await self._store.write(agents.forget, name)
+        except Refused as error:
+            log.error("Agent not forgotten, the next start tries again agent=%s: %s", name, error.text)
+
+    def _forget(self, name: str) -> None:
+        del self._agents[name]
+
+    async def _end_leftovers(self, known: Sequence[str]) -> None:
+        try:
+            await self._machines.leftovers(known)
+        except TROUBLE as error:
+            log.error("Machines that nobody knows cannot be ended: %s", describe(error))
+
+    async def _end(self, agent: Agent) -> None:
+        name = agent.row.name
+        try:
+            machine = agent.machine or await self._machines.find(name)
+            if machine is None:
+                return
+            await machine.terminate()
+            with trio.move_on_after(self._config().machines.stop_grace_s) as grace:
                 await machine.wait()
-
-
-def _is_going(wanted: Wanted) -> bool:
-    return wanted in {Wanted.GONE, Wanted.PURGED}
+            if grace.cancelled_caught:
+                await machine.kill()
+                with trio.move_on_after(5):
+                    await machine.wait()
+        except TROUBLE as error:
+            log.error("Machine cannot be ended agent=%s: %s", name, describe(error))

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "ls": Entry("roster", "Look", "List the agents and what they do"),
     "show": Entry("roster", "Look", "Show everything about one agent"),
     "watch": Entry("watch", "Look", "Follow the live traffic of the whole hive"),
+    "top": Entry("top", "Look", "Show what the agents' machines use"),
     "status": Entry("roster", "Look", "Show the daemon's health"),
     "send": Entry("mail", "Messages", "Send a message to an agent"),
     "inbox": Entry("mail", "Messages", "Show what was sent to you, or what waits for an agent"),
@@ -33,9 +34,13 @@ COMMANDS: Final[dict[str, Entry]] = {
     "start": Entry("lifecycle", "Agents", "Start agents"),
     "stop": Entry("lifecycle", "Agents", "Stop agents after their running turn"),
     "restart": Entry("lifecycle", "Agents", "Stop agents and start them again"),
+    "rebuild": Entry("lifecycle", "Agents", "Stop agents and start them as they are declared now"),
     "pause": Entry("lifecycle", "Agents", "Hand out no message to agents"),
     "resume": Entry("lifecycle", "Agents", "Hand out messages to paused agents again"),
     "destroy": Entry("lifecycle", "Agents", "Stop agents and forget them, but keep their state"),
+    "shell": Entry("inside", "One agent", "Open a shell in an agent's machine"),
+    "exec": Entry("inside", "One agent", "Run a command in an agent's machine"),
+    "limits": Entry("limits", "One agent", "Show or set what an agent may use"),
     "events": Entry("history", "One agent", "Show what an agent did, event by event"),
     "logs": Entry("history", "One agent", "Show the end of an agent's log"),
     "stats": Entry("stats", "One agent", "Show what an agent's turns took"),
@@ -45,6 +50,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "compact": Entry("session", "One agent", "Shorten an agent's conversation to a summary"),
     "cancel": Entry("session", "One agent", "Interrupt an agent's running turn"),
     "login": Entry("login", "One agent", "Log an agent in to its model's provider"),
+    "image": Entry("image", "The host", "List, add, build and remove images of machines"),
+    "doctor": Entry("doctor", "The host", "Check whether this host has what machines need"),
     "completion": Entry("completion", "This program", "Print a completion script for your shell"),
     "version": Entry("version", "This program", "Print the version of this program"),
 }
@@ -65,13 +72,40 @@ class Settings:
         return Hive(self.socket, self.home, self.timeout_s)
 
 
-def command(name: str, *, examples: str) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    name: str, *, examples: str, cls: type[click.Command] = click.Command
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function whose first parameter is the Settings."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        made = click.command(name, short_help=COMMANDS[name].help, epilog=_examples(examples))(
+        made = click.command(name, cls, short_help=COMMANDS[name].help, epilog=_examples(examples))(
             click.pass_obj(function)
         )
+        made.params += _shared_options()
+        return made
+
+    return decorate
+
+
+def subcommand(
+    group: click.Group, name: str, *, examples: str
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of *group* of a function whose first parameter is the Settings."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        made = click.command(name, epilog=_examples(examples))(click.pass_obj(function))
+        made.params += _shared_options()
+        group.add_command(made)
+        return made
+
+    return decorate
+
+
+def group(name: str, *, examples: str) -> Callable[[Callable[..., None]], click.Group]:
+    """Make a group of commands of a function that is only its help."""
+
+    def decorate(function: Callable[..., None]) -> click.Group:
+        made = click.group(name, short_help=COMMANDS[name].help, epilog=_examples(examples))(function)
         made.params += _shared_options()
         return made
 
@@ -84,6 +118,16 @@ def agent_names(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
     try:
         names = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "list"})["agents"]
         return [name for name in names if name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of an image by asking the daemon; without one, by nothing."""
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        rows = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "images"})["images"]
+        return [row["name"] for row in rows if row["name"].startswith(incomplete)]
     except Exception:
         return []
 
@@ -172,7 +216,9 @@ class CommandTable(click.Group):
         import importlib
 
         module = importlib.import_module(f"hive_core.cli.commands.{COMMANDS[cmd_name].module}")
-        found = getattr(module, cmd_name.replace("-", "_"))
+        function = cmd_name.replace("-", "_")
+        # A name of Python's own has an underscore there.
+        found = getattr(module, function, None) or getattr(module, f"{function}_")
         assert isinstance(found, click.Command)
         return found
 

@@ -78,17 +78,22 @@ def table(
         for row in rows:
             record(row)
         return
+    console().print(grid(headings, rows, style))
+
+
+def grid(headings: Sequence[str], rows: Sequence[Sequence[object]], style: Callable[[str, str], str]) -> Any:
+    """Give the rich table that `table` shows on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        last = heading is headings[-1]
-        grid.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if last else len(heading))
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, heading in enumerate(headings, 1):
+        last = number == len(headings)
+        made.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if last else len(heading))
     for row in rows:
         cells = [NOTHING if value is None or value == "" else visible(value) for value in row]
-        grid.add_row(*(Text(cell, style(head, cell)) for head, cell in zip(headings, cells, strict=True)))
-    _console().print(grid)
+        made.add_row(*(Text(cell, style(head, cell)) for head, cell in zip(headings, cells, strict=True)))
+    return made
 
 
 def facts(pairs: Sequence[tuple[str, object]], style: Callable[[str, str], str] = lambda *_: "") -> None:
@@ -107,10 +112,10 @@ def facts(pairs: Sequence[tuple[str, object]], style: Callable[[str, str], str] 
         if value is not None and value != "":
             text = visible(value)
             grid.add_row(Text(key), Text(text, style(key, text)))
-    _console().print(grid)
+    console().print(grid)
 
 
-def _console() -> Any:
+def console() -> Any:
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width())

@@ -9,6 +9,8 @@ RATE_LIMITED: Final = "rate_limited"
 STARTING: Final = "starting"
 STOPPING: Final = "stopping"
 STOPPED: Final = "stopped"
+RESTARTING: Final = "restarting"
+REBUILDING: Final = "rebuilding"
 DESTROYING: Final = "destroying"
 RUNNING: Final = "running"
 
@@ -20,6 +22,8 @@ STYLE: Final = {
     STARTING: "cyan",
     STOPPING: "cyan",
     STOPPED: "dim",
+    RESTARTING: "cyan",
+    REBUILDING: "cyan",
     DESTROYING: "cyan",
     RUNNING: "green",
 }
@@ -29,7 +33,11 @@ def state_of(row: dict[str, Any]) -> str:
     """The most urgent word that is true of *row*."""
     if row.get("wanted") in {"gone", "purged"}:
         return DESTROYING
-    for flag in (FAILED, NEEDS_LOGIN, PAUSED):
+    if row.get(FAILED):
+        return FAILED
+    if transient := row.get("transient"):
+        return str(transient)
+    for flag in (NEEDS_LOGIN, PAUSED):
         if row.get(flag):
             return flag
     if row.get("running") and row.get("status") == RATE_LIMITED:

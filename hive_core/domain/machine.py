@@ -22,6 +22,10 @@ class Wanted(StrEnum):
     """Destroyed, and its state is to be deleted."""
 
 
+GOING: Final = frozenset({Wanted.GONE, Wanted.PURGED})
+"""Nothing brings an agent back from here but a spawn."""
+
+
 class Action(StrEnum):
     START = "start"
     STOP = "stop"
@@ -29,6 +33,24 @@ class Action(StrEnum):
     """Close its socket, forget it; when purged, delete its state."""
     WAIT = "wait"
     """Nothing to do until something changes, or `after_s` has passed."""
+
+
+class Transient(StrEnum):
+    """What is being done to a machine just now.  An end that falls into one is no crash."""
+
+    STARTING = "starting"
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    REBUILDING = "rebuilding"
+    DESTROYING = "destroying"
+
+
+class Fresh(StrEnum):
+    """Why a running machine is to be stopped once and started again."""
+
+    RESTART = "restart"
+    REBUILD = "rebuild"
+    """With everything that was declared applied again; the start always does that, the word is for people."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,20 @@ def restart_delay_s(exits: Exits, config: Machines) -> float:
     """How long to wait after the newest exit: it doubles with each recent one."""
     doublings = min(max(len(exits.times) - 1, 0), 30)
     return min(float(config.restart_delay_s * 2**doublings), config.restart_delay_max_s)
+
+
+def transient(wanted: Wanted, action: Action, fresh: Fresh | None) -> Transient | None:
+    """Say what *action* looks like from outside, while it is carried out."""
+    if wanted in GOING:
+        return Transient.DESTROYING
+    if action not in {Action.START, Action.STOP}:
+        return None
+    match fresh:
+        case Fresh.RESTART if wanted is Wanted.RUNNING:
+            return Transient.RESTARTING
+        case Fresh.REBUILD if wanted is Wanted.RUNNING:
+            return Transient.REBUILDING
+    return Transient.STARTING if action is Action.START else Transient.STOPPING
 
 
 def plan(wanted: Wanted, *, alive: bool, restart: bool, exits: Exits, now: float, config: Machines) -> Plan:

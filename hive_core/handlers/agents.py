@@ -43,11 +43,6 @@ async def set_paused(deps: Deps, _peer: Peer, request: host.SetPaused) -> host.R
     return host.Reply()
 
 
-async def spawn(deps: Deps, _peer: Peer, request: host.Spawn) -> host.Reply:
-    await deps.supervisor.spawn(request.name)
-    return host.Reply()
-
-
 async def start(deps: Deps, _peer: Peer, request: host.Start) -> host.Reply:
     for name in _names_in(deps, request.scope, "start"):
         await deps.supervisor.start(name)

@@ -1,6 +1,6 @@
 """What a handler may use, and who is asking."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -11,10 +11,13 @@ from hive_core.broker import Broker
 from hive_core.config import Config
 from hive_core.control import Control
 from hive_core.feed import Feed
+from hive_core.host.images import Images
 from hive_core.layout import Layout
+from hive_core.machines import Machines
 from hive_core.store.database import Store
 from hive_core.store.mailbox import MailboxOp
 from hive_core.supervisor import Supervisor
+from hive_core.wire.machine import Check
 
 Emit = Callable[[msgspec.Struct], Awaitable[None]]
 """Sends one item of a stream, waiting while the reader is behind."""
@@ -39,10 +42,24 @@ class Peer:
 
 
 class Logs(Protocol):
-    """Where the logs of agents can be read."""
+    """Where the logs of agents can be read.  Each raises CommandError, OSError or TooSlowError when not."""
 
-    def read_log(self, agent: str, lines: int) -> tuple[list[str], int]: ...
-    def read_log_after(self, agent: str, offset: int) -> tuple[list[str], int]: ...
+    async def read_log(self, agent: str, lines: int) -> list[str]:
+        """Give the last *lines*."""
+        ...
+
+    def follow_log(self, agent: str, lines: int) -> AsyncGenerator[list[str], None]:
+        """Give the last *lines* and then what is added, in batches, until it is closed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cages:
+    """What only a hive has whose agents run in machines of their own."""
+
+    images: Images
+    check_host: Callable[[], Awaitable[Sequence[Check]]]
+    """Look whether the host has what machines need."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,10 @@ class Deps:
     feed: Feed
     control: Control
     store: Store[MailboxOp]
+    machines: Machines
     logs: Logs
+    cages: Cages | None
+    """None: the agents are processes of a local hive."""
     layout: Layout
     config: Callable[[], Config]
     mode: str

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from typing import Final
 
 import trio
@@ -12,11 +13,11 @@ from hive_core.handlers.deps import CutOff, Deps, Emit, Peer
 from hive_core.handlers.rows import agent_row, event_row, message_row, within_line
 from hive_core.host import agent_files
 from hive_core.host.process import CommandError
+from hive_core.machines import describe
 from hive_core.wire import agent, host
-from hive_core.wire.errors import ErrorCode, Refused
+from hive_core.wire.errors import Disconnected, ErrorCode, Refused
 
 PAGE_EVENTS: Final = 500
-LOG_POLL_S: Final = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -100,23 +101,60 @@ class _Follower:
 
 async def logs(deps: Deps, _peer: Peer, request: host.Logs) -> host.LogsReply:
     deps.supervisor.agent(request.agent)
-    lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
-    return host.LogsReply(lines=within_line(lines, newest=True))
+    return host.LogsReply(lines=await _read_log(deps, request.agent, request.lines))
 
 
 async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -> None:
-    lines, offset = await trio.to_thread.run_sync(deps.logs.read_log, request.agent, request.lines)
-    while True:
-        if lines:
-            await emit(host.LogsReply(lines=within_line(lines, newest=True)))
-        await trio.sleep(LOG_POLL_S)
-        deps.supervisor.agent(request.agent)
-        lines, offset = await trio.to_thread.run_sync(deps.logs.read_log_after, request.agent, offset)
+    """Show the log on and on.
+
+    Raises:
+        Refused: NOT_FOUND when the agent is destroyed; UNAVAILABLE when the log cannot be read.
+    """
+    name = request.agent
+    ended: Refused | CutOff | Disconnected | None = None
+
+    async def until_destroyed(scope: trio.CancelScope) -> None:
+        nonlocal ended
+        await _wait_destroyed(deps, name)
+        ended = Refused(ErrorCode.NOT_FOUND, f"cannot go on: {name} was destroyed")
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(until_destroyed, nursery.cancel_scope)
+        try:
+            async with aclosing(deps.logs.follow_log(name, request.lines)) as batches:
+                async for lines in batches:
+                    await emit(host.LogsReply(lines=within_line(lines, newest=True)))
+        except (Refused, CutOff, Disconnected) as error:
+            ended = error  # raised outside the nursery, which would wrap it in a group
+        except (CommandError, OSError, trio.TooSlowError) as error:
+            ended = _no_log(name, error)
+        nursery.cancel_scope.cancel()
+    if ended is not None:
+        raise ended
 
 
 async def own_logs(deps: Deps, peer: Peer, request: agent.Logs) -> agent.LogLines:
-    lines, _ = await trio.to_thread.run_sync(deps.logs.read_log, peer.name, request.lines)
-    return agent.LogLines(lines=within_line(lines, newest=True))
+    return agent.LogLines(lines=await _read_log(deps, peer.name, request.lines))
+
+
+async def _read_log(deps: Deps, name: str, lines: int) -> list[str]:
+    try:
+        return within_line(await deps.logs.read_log(name, lines), newest=True)
+    except (CommandError, OSError, trio.TooSlowError) as error:
+        raise _no_log(name, error) from None
+
+
+def _no_log(name: str, error: Exception) -> Refused:
+    log.warning("Log of %s cannot be read: %s", name, error)
+    return Refused(ErrorCode.UNAVAILABLE, f"cannot read the log of {name}: {describe(error)}")
+
+
+async def _wait_destroyed(deps: Deps, name: str) -> None:
+    ring = deps.feed.events_of(name)
+    with suppress(Ended):
+        while True:
+            await ring.after(ring.end)
 
 
 async def watch(deps: Deps, _peer: Peer, request: host.Watch, emit: Emit) -> None:
@@ -167,8 +205,9 @@ async def _read(
     deps: Deps, name: str, after: int | None, limit: int, kinds: Sequence[str] | None
 ) -> list[Event]:
     state_dir = deps.layout.agent(name).state
+    uid = deps.supervisor.agent(name).row.uid_base
     try:
-        found, _ = await agent_files.read_events(state_dir, after=after, limit=limit, kinds=kinds)
+        found, _ = await agent_files.read_events(state_dir, after=after, limit=limit, kinds=kinds, uid=uid)
     except (CommandError, OSError, trio.TooSlowError) as error:
         log.warning("History of %s cannot be read: %s", name, error)
         return []

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from hive_core.broker import Handover
-from hive_core.handlers import agents, events, harness, messages, stats, status
+from hive_core.handlers import agents, events, harness, machines, messages, stats, status
 from hive_core.handlers.deps import Role
 from hive_core.wire import agent, host
 
@@ -49,7 +49,7 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.Restart: Route(agents.restart, _OP, host.Reply),
     host.UrlsRequest: Route(agents.urls, _OP, host.UrlsReply),
     host.Pending: Route(agents.pending, _OP, host.Approvals),
-    host.Spawn: Route(agents.spawn, _OP, host.Reply),
+    host.Spawn: Route(machines.spawn, _OP, host.Reply),
     host.Kill: Route(agents.kill, _OP, host.Reply),
     host.Destroy: Route(agents.destroy, _OP, host.Reply),
     # host.sock: ours
@@ -73,6 +73,13 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.LoginCode: Route(harness.login_code, _OP, host.Carried),
     host.LoginCancel: Route(harness.login_cancel, _OP, host.Carried),
     host.Stats: Route(stats.stats, _OP, host.StatsReply),
+    host.Rebuild: Route(machines.rebuild, _OP, host.Reply),
+    host.SetLimits: Route(machines.set_limits, _OP, host.Reply),
+    host.MachineRequest: Route(machines.machine, _OP, host.MachineReply),
+    host.Top: Route(machines.top, _OP, host.TopReply),
+    host.Doctor: Route(machines.doctor, _OP, host.DoctorReply),
+    host.Images: Route(machines.images, _OP, host.ImagesReply),
+    host.ImageRm: Route(machines.image_rm, _OP, host.Reply),
     host.Status: Route(status.status, _OP, host.StatusReply),
     # an agent's socket
     agent.Send: Route(messages.send, _AG, agent.Sent),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from hive_core.domain.clock import rfc3339
 from hive_core.domain.event import Event
@@ -73,6 +73,7 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
         name=name,
         running=running,
         failed=failed,
+        needs_update=agent.needs_update,
         needs_login=now is not None and now.status.startswith("needs_login"),
         paused=row.paused,
         active_model=now.model if now and now.model else UNSET,
@@ -94,4 +95,10 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
         effort=now.effort if now and now.effort else UNSET,
         ctx_tokens=now.ctx_tokens if now and now.ctx_tokens is not None else UNSET,
         window_tokens=now.window_tokens if now and now.window_tokens is not None else UNSET,
+        machine=_machine_name(deps, name),
+        transient=UNSET if agent.transient is None else agent.transient.value,
     )
+
+
+def _machine_name(deps: Deps, name: str) -> str | UnsetType:
+    return deps.config().machines.prefix + name if deps.cages is not None else UNSET

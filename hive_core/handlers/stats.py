@@ -22,10 +22,10 @@ async def stats(deps: Deps, _peer: Peer, request: host.Stats) -> host.StatsReply
     Raises:
         Refused: NOT_FOUND; UNAVAILABLE if the file cannot be read.
     """
-    deps.supervisor.agent(request.agent)
+    uid = deps.supervisor.agent(request.agent).row.uid_base
     since = time.time() - HOURS[request.window] * 3600
     try:
-        sums = await agent_files.read_stats(deps.layout.agent(request.agent).state, since=since)
+        sums = await agent_files.read_stats(deps.layout.agent(request.agent).state, since=since, uid=uid)
     except (CommandError, OSError, trio.TooSlowError) as error:
         why = str(error).rpartition(": ")[2] or "it takes too long"
         text = f"cannot read the turn stats of {request.agent}: {why}"

@@ -2,6 +2,9 @@
 
 Whatever an agent may have planted there, a link, a FIFO, a forged journal, a file that never ends,
 costs that one child its deadline and the agent its own history.  The daemon opens none of it.
+
+*uid* is the user that the files belong to, where that is not the daemon's own: the child then shuts itself
+into the directory and becomes that user before it opens anything.
 """
 
 import sys
@@ -17,6 +20,8 @@ from hive_core.host import process
 from hive_core.wire.limits import MAX_EVENT_BYTES
 
 TIMEOUT_S: Final = 10.0
+REMOVE_S: Final = 60.0
+"""An agent may have made millions of files."""
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """What one page of events may hold; the worker stops before it."""
 MAX_STATS_BYTES: Final = 256 * 2**10
@@ -60,7 +65,12 @@ _ROW: Final = msgspec.json.Decoder(_Row)
 
 
 async def read_events(
-    state_dir: Path, *, after: int | None, limit: int, kinds: Sequence[str] | None
+    state_dir: Path,
+    *,
+    after: int | None,
+    limit: int,
+    kinds: Sequence[str] | None,
+    uid: int | None = None,
 ) -> tuple[list[Event], bool]:
     """Give events with ids above *after*, else the newest; oldest first; and whether there may be more.
 
@@ -70,7 +80,7 @@ async def read_events(
     """
     answer = await process.run(
         [
-            *_worker("events", state_dir),
+            *_worker("events", state_dir, uid),
             *("--limit", str(limit)),
             *(("--after", str(after)) if after is not None else ()),
             *(f"--kind={kind}" for kind in kinds or ()),
@@ -83,14 +93,14 @@ async def read_events(
     return [event for event in events if event is not None], last == b"more"
 
 
-async def read_stats(state_dir: Path, *, since: float) -> TurnSums:
+async def read_stats(state_dir: Path, *, since: float, uid: int | None = None) -> TurnSums:
     """Sum up the turns that began at *since*, in unix seconds, or later; nothing when there is no file.
 
     Raises:
         process.CommandError: the file cannot be read, or its figures make no sense.
         trio.TooSlowError: it could not be read in 10 s.
     """
-    argv = [*_worker("stats", state_dir), "--since", str(since)]
+    argv = [*_worker("stats", state_dir, uid), "--since", str(since)]
     answer = await process.run(argv, timeout_s=TIMEOUT_S, max_output_bytes=MAX_STATS_BYTES)
     try:
         return _SUMS.decode(answer)
@@ -99,17 +109,18 @@ async def read_stats(state_dir: Path, *, since: float) -> TurnSums:
 
 
 async def remove(base_dir: Path) -> None:
-    """Delete the directory of an agent, following no link.
+    """Delete the directory of an agent, following no link.  What is not there is deleted.
 
     Raises:
-        process.CommandError: something in it could not be deleted.
-        trio.TooSlowError: not in 60 s.
+        process.CommandError: something in it could not be deleted; the text says what, and why.
+        trio.TooSlowError: not in REMOVE_S; what was deleted is, and the next time goes on from there.
     """
-    await process.run(_worker("remove", base_dir), timeout_s=60.0, max_output_bytes=4096)
+    await process.run(_worker("remove", base_dir), timeout_s=REMOVE_S, max_output_bytes=4096)
 
 
-def _worker(verb: str, directory: Path) -> list[str]:
-    return [sys.executable, "-I", "-m", "hive_core.host.agent_files_worker", verb, str(directory)]
+def _worker(verb: str, directory: Path, uid: int | None = None) -> list[str]:
+    become = [] if uid is None else ["--uid", str(uid)]
+    return [sys.executable, "-I", "-m", "hive_core.host.agent_files_worker", verb, str(directory), *become]
 
 
 def _event(line: bytes) -> Event | None:

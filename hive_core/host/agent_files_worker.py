@@ -4,16 +4,21 @@ Only the standard library: it starts in tens of milliseconds.
 """
 
 import argparse
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
-import shutil
 import sqlite3
 import stat
 import sys
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
+
+# Before we shut ourselves in: afterwards there is nothing to import from.
+from hive_core.host.turn_sums import STATS_FILE, sum_up
 
 EVENTS_FILE: Final = "hyperhive-events.sqlite"
 MAX_ANSWER_BYTES: Final = 8 * 2**20
@@ -25,43 +30,170 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="agent_files_worker")
     parser.add_argument("verb", choices=("events", "remove", "stats"))
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--uid", type=int)
     parser.add_argument("--after", type=int)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--kind", action="append")
     parser.add_argument("--since", type=float, default=0.0)
     arguments = parser.parse_args()
-    _limit_myself()
+    _limit_myself(cpu_s=60 if arguments.verb == "remove" else 8)
     if arguments.verb == "remove":
-        if arguments.directory.exists():
-            shutil.rmtree(arguments.directory)
-        return 0
-    if arguments.verb == "stats":
-        from hive_core.host.turn_sums import STATS_FILE, sum_up
-
-        try:
-            print(json.dumps(sum_up(arguments.directory, arguments.since, open_read_only)))
-        except (OSError, sqlite3.Error, ValueError) as error:
-            print(f"cannot read {STATS_FILE}: {error}", file=sys.stderr)
-            return 1
-        return 0
+        return _remove(arguments.directory)
+    file = STATS_FILE if arguments.verb == "stats" else EVENTS_FILE
     try:
-        more = _print_events(arguments)
-    except (OSError, sqlite3.Error) as error:
-        print(f"cannot read {EVENTS_FILE}: {error}", file=sys.stderr)
+        directory = _enter(arguments.directory, arguments.uid)
+        if directory is None:
+            print("{}" if arguments.verb == "stats" else "end")
+        elif arguments.verb == "stats":
+            print(json.dumps(sum_up(directory, arguments.since, open_read_only)))
+        else:
+            print("more" if _print_events(directory, arguments) else "end")
+    except (OSError, sqlite3.Error, ValueError, MemoryError) as error:
+        print(f"cannot read {file}: {error}", file=sys.stderr)
         return 1
-    print("more" if more else "end")
     return 0
 
 
-def _limit_myself() -> None:
+def _limit_myself(cpu_s: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for limit, value in (
         (resource.RLIMIT_AS, 512 * 2**20),
-        (resource.RLIMIT_CPU, 8),
+        (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, value))
+
+
+def _enter(directory: Path, uid: int | None) -> Path | None:
+    """Go into *directory*, as user *uid* if it says one, and give its new name; None: there is none.
+
+    With a uid nothing outside the directory can be named any more, whatever lies in it; SQLite could not
+    even find its own file otherwise, below directories that only root may look into.
+
+    Raises:
+        OSError: it is a link or no directory, or we may not become that user.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    os.fchdir(fd)
+    os.close(fd)
+    if uid is None:
+        return Path()
+    os.chroot(".")
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)  # and with it every capability is gone
+    return Path("/")
+
+
+# ── deleting ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _remove(directory: Path) -> int:
+    """Delete *directory* and what is in it; say what is left and why.
+
+    As who we are: an agent's files belong to many users of its machine.  Nothing is opened but
+    directories, one name at a time and no links; where we are root nothing outside can be named.
+    """
+    try:
+        parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        root = os.open(directory.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        print(f"cannot delete {directory}: {error.strerror}", file=sys.stderr)
+        return 1
+    try:
+        os.fchdir(root)
+        if os.geteuid() == 0:
+            os.chroot(".")
+        _empty(root)
+        os.rmdir(directory.name, dir_fd=parent)
+    except OSError as error:
+        where = "" if error.filename is None else f"/{error.filename!s}"
+        print(f"cannot delete {directory}{where}: {error.strerror}{_hint(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _empty(root: int) -> None:
+    """Delete everything below the open directory *root*.
+
+    A directory in a directory is moved up before it is emptied: so however deep an agent has nested them,
+    there are two levels, two descriptors and no recursion.
+
+    Raises:
+        OSError: something cannot be deleted; its filename is where it was found.
+    """
+    moved = 0
+    taken = _MovedNames()
+    while True:
+        names = os.listdir(root)
+        if not names:
+            return
+        for name in names:
+            if not _is_directory(name, root):
+                os.unlink(name, dir_fd=root)
+                continue
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=_writable(name, root))
+            try:
+                for inner in os.listdir(fd):  # noqa: PTH208 - of a descriptor
+                    if not _is_directory(inner, fd):
+                        os.unlink(inner, dir_fd=fd)
+                        continue
+                    try:
+                        os.rmdir(inner, dir_fd=fd)
+                    except OSError as error:
+                        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                            raise
+                        _writable(inner, fd)
+                        moved += 1
+                        os.rename(inner, taken.next(root), src_dir_fd=fd, dst_dir_fd=root)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=root)
+
+
+class _MovedNames:
+    """Names that nothing in a directory has."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def next(self, directory: int) -> str:
+        while True:
+            self._number += 1
+            name = f".moved-{self._number}"
+            try:
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return name
+
+
+def _is_directory(name: str, directory: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+
+
+def _writable(name: str, directory: int) -> int:
+    """Let a directory of our own be emptied though its mode forbids it; give *directory*."""
+    if os.geteuid():
+        with contextlib.suppress(OSError):
+            os.chmod(name, 0o700, dir_fd=directory)
+    return directory
+
+
+def _hint(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return "; look with lsattr whether it is immutable, and take that away with chattr -R -ia"
+    if error.errno == errno.EBUSY:
+        return "; something is mounted there: umount it"
+    return ""
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_read_only(path: Path) -> sqlite3.Connection | None:
@@ -77,14 +209,16 @@ def open_read_only(path: Path) -> sqlite3.Connection | None:
         return None
     if not stat.S_ISREG(kind):
         raise OSError("it is not a regular file")
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)
+    # A file that stands in the working directory of a root that is not / has no absolute path for us.
+    db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=2)
     db.execute("pragma trusted_schema = off")
+    db.execute("pragma temp_store = memory")
     db.execute("pragma cell_size_check = on")
     return db
 
 
-def _print_events(arguments: argparse.Namespace) -> bool:
-    db = open_read_only(arguments.directory / EVENTS_FILE)
+def _print_events(directory: Path, arguments: argparse.Namespace) -> bool:
+    db = open_read_only(directory / EVENTS_FILE)
     if db is None:
         return False
     kinds = json.dumps(arguments.kind) if arguments.kind else None

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,13 +20,16 @@ from typing import Final
 import trio
 
 from hive_core.config import Config
-from hive_core.host import process
+from hive_core.domain.agent import AgentRow
+from hive_core.domain.cage import CannotStart, MachineFacts, Usage
+from hive_core.host import process, sessions
 from hive_core.layout import AgentDirs
 
 MAX_LOG_BYTES: Final = 8 * 2**20
 LOG_CHUNK_BYTES: Final = 128 * 2**10
 """Read at once by a follower; as JSON it is six times as long at worst, and fits a line of host.sock."""
 MAX_LOG_LINE_CHARS: Final = 4000
+LOG_POLL_S: Final = 0.25
 _HARNESS_VARIABLES: Final = (
     "HIVE_SCRIPT",
     "HIVE_DEFAULT_MODEL",
@@ -76,12 +79,12 @@ class LocalMachine:
         status = self._child.wait() if self._child else None
         return process.describe_exit(status)
 
-    def terminate(self) -> None:
+    async def terminate(self) -> None:
         """Ask it to end.  Harmless when it has."""
         with suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """End it and everything in its session, at once."""
         with suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -93,7 +96,7 @@ class LocalMachine:
 
 
 class LocalMachines:
-    """Starts and finds the harnesses of agents."""
+    """Starts and finds the harnesses of agents, and reads their logs."""
 
     isolation: Final = "none"
 
@@ -101,10 +104,7 @@ class LocalMachines:
         self._dirs = dirs
         self._config = config
 
-    def is_running(self, agent: str) -> bool:
-        return _lock_holder(self._dirs(agent).lock) is not None
-
-    def find(self, agent: str) -> LocalMachine | None:
+    async def find(self, agent: str) -> LocalMachine | None:
         """Give the running harness of *agent*, if there is one."""
         pid = _lock_holder(self._dirs(agent).lock)
         if pid is None:
@@ -118,12 +118,13 @@ class LocalMachines:
             return None
         return LocalMachine(pid, pidfd, None)
 
-    def start(self, agent: str) -> LocalMachine:
-        """Start the harness of *agent*.
+    async def start(self, row: AgentRow) -> LocalMachine:
+        """Start the harness of an agent.
 
         Raises:
             OSError: it cannot be started; a directory or the interpreter is missing.
         """
+        agent = row.name
         dirs, config = self._dirs(agent), self._config().harness
         dirs.make()
         argv = [
@@ -146,39 +147,98 @@ class LocalMachines:
             child = process.start_session(argv, cwd=dirs.state, log=log_file, env=environment)
         return LocalMachine(child.pid, os.pidfd_open(child.pid), child)
 
-    def read_log(self, agent: str, lines: int) -> tuple[list[str], int]:
-        """Give the last *lines* of the harness's log, and where it ends."""
-        try:
-            with self._dirs(agent).log.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - lines * 1000))
-                return list(deque(_log_lines(file.read(end - file.tell())), lines)), end
-        except FileNotFoundError:
-            return [], 0
+    async def update_limits(self, row: AgentRow) -> None:
+        """Refuse: nothing limits a process of the daemon's own user.
 
-    def read_log_after(self, agent: str, offset: int) -> tuple[list[str], int]:
-        """Give whole lines of the log from byte *offset* on, and the offset after them."""
-        try:
-            with self._dirs(agent).log.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < offset:
-                    offset = 0  # it was cut back
-                file.seek(offset)
-                text = file.read(LOG_CHUNK_BYTES)
-        except FileNotFoundError:
-            return [], 0
-        whole = text[: text.rfind(b"\n") + 1] or (text if len(text) == LOG_CHUNK_BYTES else b"")
-        return _log_lines(whole), offset + len(whole)
-
-    def trim_log(self, agent: str) -> None:
-        """Keep the log of *agent* below MAX_LOG_BYTES; the older half goes to harness.log.1.
-
-        The harness appends, so cutting the file back under it is safe; lines of that moment may be lost.
+        Raises:
+            CannotStart: always.
         """
-        path = self._dirs(agent).log
-        with suppress(OSError):
-            if path.stat().st_size > MAX_LOG_BYTES:
-                path.with_name("harness.log.1").write_bytes(path.read_bytes()[-MAX_LOG_BYTES:])
-                os.truncate(path, 0)
+        raise CannotStart(f"cannot limit {row.name}: the agents of a local hive have no machines")
+
+    async def tidy(self, agent: str) -> None:
+        """Keep the log of *agent* below MAX_LOG_BYTES."""
+        _trim(self._dirs(agent).log)
+
+    async def forget(self, agent: str) -> None:
+        """Do nothing: all there is of it lies in the agent's own directories."""
+
+    async def leftovers(self, known: Sequence[str]) -> None:
+        """Do nothing: a harness without a daemon ends by itself."""
+
+    async def facts(self, row: AgentRow) -> MachineFacts:  # noqa: ARG002
+        return MachineFacts()
+
+    async def usage(self, agents: Sequence[str]) -> dict[str, Usage]:
+        """Sum up the sessions of the harnesses; a process that left its session is not seen."""
+        leaders = {
+            pid: agent for agent in agents if (pid := _lock_holder(self._dirs(agent).lock)) is not None
+        }
+        by_session = await trio.to_thread.run_sync(sessions.usage_of, frozenset(leaders))
+        return {agent: by_session[pid] for pid, agent in leaders.items() if pid in by_session}
+
+    def applied(self, agent: str) -> None:  # noqa: ARG002
+        return None
+
+    def declared(self, row: AgentRow) -> None:  # noqa: ARG002
+        return None
+
+    def is_member(self, agent: str, pid: int) -> bool:  # noqa: ARG002
+        """Say yes: nothing tells the processes of one agent from another's."""
+        return True
+
+    # ── logs ────────────────────────────────────────────────────────────────────────────────────
+
+    async def read_log(self, agent: str, lines: int) -> list[str]:
+        """Give the last *lines* of the harness's log."""
+        return (await self._tail(agent, lines))[0]
+
+    async def follow_log(self, agent: str, lines: int) -> AsyncGenerator[list[str], None]:
+        """Give the last *lines* of the harness's log, and then what is added, without end."""
+        batch, offset = await self._tail(agent, lines)
+        while True:
+            if batch:
+                yield batch
+            await trio.sleep(LOG_POLL_S)
+            batch, offset = await trio.to_thread.run_sync(_read_after, self._dirs(agent).log, offset)
+
+    async def _tail(self, agent: str, lines: int) -> tuple[list[str], int]:
+        return await trio.to_thread.run_sync(_read_tail, self._dirs(agent).log, lines)
+
+
+def _read_tail(path: Path, lines: int) -> tuple[list[str], int]:
+    """Give the last *lines* of the log, and where it ends."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - lines * 1000))
+            return list(deque(_log_lines(file.read(end - file.tell())), lines)), end
+    except FileNotFoundError:
+        return [], 0
+
+
+def _read_after(path: Path, offset: int) -> tuple[list[str], int]:
+    """Give whole lines of the log from byte *offset* on, and the offset after them."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < offset:
+                offset = 0  # it was cut back
+            file.seek(offset)
+            text = file.read(LOG_CHUNK_BYTES)
+    except FileNotFoundError:
+        return [], 0
+    whole = text[: text.rfind(b"\n") + 1] or (text if len(text) == LOG_CHUNK_BYTES else b"")
+    return _log_lines(whole), offset + len(whole)
+
+
+def _trim(path: Path) -> None:
+    """Keep a log below MAX_LOG_BYTES; the older half goes to harness.log.1.
+
+    The harness appends, so cutting the file back under it is safe; lines of that moment may be lost.
+    """
+    with suppress(OSError):
+        if path.stat().st_size > MAX_LOG_BYTES:
+            path.with_name("harness.log.1").write_bytes(path.read_bytes()[-MAX_LOG_BYTES:])
+            os.truncate(path, 0)
 
 
 def _log_lines(text: bytes) -> list[str]:

@@ -19,8 +19,8 @@ class AlreadyServed(Exception):
     """Another daemon holds this home.  The text names it."""
 
 
-def bind_unix(path: Path, *, mode: int, gid: int | None = None) -> socket.socket:
-    """Listen at *path* with *mode* and group *gid*, in place of whatever a dead daemon left there.
+def bind_unix(path: Path, *, mode: int, uid: int | None = None, gid: int | None = None) -> socket.socket:
+    """Listen at *path* with *mode*, owner *uid* and group *gid*, in place of what a dead daemon left there.
 
     The socket appears under its name only when its mode is right: clients never see it otherwise, and
     a name that is in use goes over to the new socket at once.
@@ -35,8 +35,8 @@ def bind_unix(path: Path, *, mode: int, gid: int | None = None) -> socket.socket
         listener.setblocking(False)
         with short_address(fresh) as address:
             listener.bind(address)
-        if gid is not None:
-            os.chown(fresh, -1, gid)
+        if uid is not None or gid is not None:
+            os.chown(fresh, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=False)
         fresh.chmod(mode)
         listener.listen(BACKLOG)
         fresh.replace(path)
@@ -45,6 +45,15 @@ def bind_unix(path: Path, *, mode: int, gid: int | None = None) -> socket.socket
         fresh.unlink(missing_ok=True)
         raise
     return listener
+
+
+def is_listening_at(listener: socket.socket, path: Path) -> bool:
+    """Whether *listener*, which somebody else opened, is what clients reach at *path*."""
+    return (
+        listener.family is socket.AF_UNIX
+        and bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        and listener.getsockname() == str(path)
+    )
 
 
 def usable_group(name: str) -> int | None:

@@ -1,8 +1,13 @@
-"""Tells systemd how we are, when it asks for it (Type=notify, WatchdogSec=)."""
+"""Tells systemd how we are (Type=notify, WatchdogSec=), and takes the sockets that it holds for us."""
 
 import os
+import socket
+from typing import Final
 
 import sdnotify
+
+FIRST_FD: Final = 3
+"""SD_LISTEN_FDS_START of sd-daemon.h."""
 
 
 class Notifier:
@@ -33,3 +38,38 @@ class Notifier:
 
     def alive(self) -> None:
         self._notifier.notify("WATCHDOG=1")
+
+
+def inherited_sockets() -> dict[str, socket.socket]:
+    """Take the sockets that systemd listens on for us, by their FileDescriptorName=; {} when there are none.
+
+    To be called once and before any child is started: the sockets and what named them are not handed on.
+    They do not block.
+
+    Raises:
+        ValueError: what was passed is not one socket for each name.  All of it is closed.
+    """
+    pid, count, names = (os.environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdigit():
+        return {}  # said to another process, of which we are a child
+    fds = range(FIRST_FD, FIRST_FD + int(count))
+    labels = names.split(":") if names else ["unknown"] * len(fds)
+    sockets: dict[str, socket.socket] = {}
+    try:
+        if len(labels) != len(fds):
+            raise ValueError(f"cannot use the sockets of systemd: {len(fds)} with {len(labels)} names")
+        for fd, label in zip(fds, labels, strict=True):
+            if label in sockets:
+                raise ValueError(f"cannot use the sockets of systemd: two are named {label!r}")
+            try:
+                sockets[label] = socket.socket(fileno=fd)
+            except OSError as error:
+                raise ValueError(f"cannot use the socket {label!r} of systemd: {error.strerror}") from None
+            sockets[label].setblocking(False)
+            sockets[label].set_inheritable(False)
+    except BaseException:
+        for taken in sockets.values():
+            taken.detach()
+        os.closerange(fds.start, fds.stop)
+        raise
+    return sockets

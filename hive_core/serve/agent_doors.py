@@ -1,24 +1,38 @@
 """The doors of agents: a socket for each, opened and closed as agents come and go."""
 
-import os
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from typing import Protocol
 
 import trio
 
+from hive_core.domain.agent import AgentRow
 from hive_core.handlers.deps import Deps
 from hive_core.host.sockets import bind_unix
 from hive_core.layout import Layout
 from hive_core.serve import agent_socket
 from hive_core.serve.calls import Shares
 from hive_core.serve.doors import Door
+from hive_core.serve.identity import Admit
+
+
+class Identity(Protocol):
+    def of(self, row: AgentRow) -> Admit:
+        """Give what lets in the processes of an agent and nobody else."""
+        ...
 
 
 class AgentDoors:
-    """Opens a socket per agent.  `run` has to have been started."""
+    """Opens a socket per agent.  `run` has to have been started.
 
-    def __init__(self, layout: Layout) -> None:
+    *make_dirs* makes what is missing of an agent's directories.
+    """
+
+    def __init__(self, layout: Layout, identity: Identity, make_dirs: Callable[[AgentRow], None]) -> None:
         self._layout = layout
+        self._identity = identity
+        self._make_dirs = make_dirs
         self._doors: dict[str, tuple[Door, trio.Event]] = {}
         self._nursery: trio.Nursery | None = None
         self._deps: Deps | None = None
@@ -46,8 +60,8 @@ class AgentDoors:
             for _, stop_one in self._doors.values():
                 stop_one.set()
 
-    async def open(self, name: str) -> None:
-        """Listen for agent *name*, in place of whatever was there.
+    async def open(self, row: AgentRow) -> None:
+        """Listen for an agent, in place of whatever was there.
 
         Raises:
             OSError: the socket cannot be made, or everything stops and nobody would close it.
@@ -56,12 +70,13 @@ class AgentDoors:
             raise OSError("the daemon is stopping")
         assert self._nursery is not None
         assert self._deps is not None
+        name = row.name
         await self.close(name)
-        dirs = self._layout.agent(name)
-        dirs.make()
-        listener = bind_unix(dirs.socket, mode=0o600)
+        self._make_dirs(row)
+        path = self._layout.agent(name).socket
+        listener = bind_unix(path, mode=0o600, uid=row.uid_base, gid=row.uid_base)
         stop = trio.Event()
-        serve = partial(agent_socket.answer, self._deps, name, os.geteuid(), Shares(), stop)
+        serve = partial(agent_socket.answer, self._deps, name, self._identity.of(row), Shares(), stop)
         door = Door(f"the socket of {name}", listener, serve, agent_socket.TOO_MANY)
         self._doors[name] = door, stop
         await self._nursery.start(door.run, stop, self._drain_s)
@@ -73,8 +88,12 @@ class AgentDoors:
             door, stop = door_and_stop
             stop.set()
             door.close()
-            self._layout.agent(name).socket.unlink(missing_ok=True)
+            path = self._layout.agent(name).socket
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a local harness keeps its lock there
+                path.parent.rmdir()
 
     def _remove_stale(self) -> None:
-        for path in Path(self._layout.run / "agents").glob("*/*mcp.sock*"):
-            path.unlink(missing_ok=True)
+        for pattern in ("agents/*/*mcp.sock*", "manager/*mcp.sock*"):
+            for path in self._layout.run.glob(pattern):
+                path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """An agent's socket: frames of its harness, many calls and streams at once; MCP where a `{` comes first."""
 
-import logging
 from functools import partial
 from typing import Final
 
@@ -10,6 +9,7 @@ import trio
 from hive_core.handlers.deps import Deps, Peer, Role
 from hive_core.serve import mcp
 from hive_core.serve.calls import CALLS_PER_TURN, OpenCalls, Shares
+from hive_core.serve.identity import Admit
 from hive_core.wire import agent, envelope
 from hive_core.wire.errors import ErrorCode, ProtocolError, Refused
 from hive_core.wire.frame import FrameDecoder
@@ -22,18 +22,15 @@ MAX_HELLO_BYTES: Final = 4096
 
 TOO_MANY: Final = envelope.encode_fault(0, ErrorCode.UNAVAILABLE, "cannot serve: too many connections")
 
-log = logging.getLogger(__name__)
-
 
 async def answer(
-    deps: Deps, name: str, allowed_uid: int, shares: Shares, stop: trio.Event, connection: Connection
+    deps: Deps, name: str, admit: Admit, shares: Shares, stop: trio.Event, connection: Connection
 ) -> None:
-    """Serve one connection at the socket of agent *name*, for processes of *allowed_uid* alone."""
+    """Serve one connection at the socket of agent *name*, for the processes that *admit* lets in."""
     process = connection.credentials()
-    if process.uid != allowed_uid:
-        log.warning("Peer refused at the socket of %s uid=%d pid=%d", name, process.uid, process.pid)
-        text = f"cannot serve you: uid {process.uid} is not the uid of agent {name}"
-        connection.send_nowait(envelope.encode_fault(0, ErrorCode.FORBIDDEN, text))
+    refusal = admit(process)
+    if refusal is not None:
+        connection.send_nowait(envelope.encode_fault(0, ErrorCode.FORBIDDEN, refusal))
         return
     with trio.move_on_after(HELLO_TIMEOUT_S) as patience:
         first = await connection.receive()

@@ -1,39 +1,34 @@
 """The rows of agents: what the operator wants of each."""
 
-from dataclasses import dataclass
-
 import apsw
 
+from hive_core.domain.agent import AgentRow
+from hive_core.domain.cage import Network, Shape
 from hive_core.domain.machine import Wanted
 
 
-@dataclass(frozen=True, slots=True)
-class AgentRow:
-    """One agent.  Times are unix seconds."""
-
-    name: str
-    wanted: Wanted
-    paused: bool
-    created_at: float
-    destroyed_at: float | None
-    status_text: str | None
-    status_set_at: float | None
-
-
 def all_agents(db: apsw.Connection) -> list[AgentRow]:
+    """Give the row of every agent whose state is kept, destroyed ones included."""
     rows = db.execute(
-        "select name, wanted, paused, created_at, destroyed_at, status_text, status_set_at from agents"
-        " order by name"
+        "select name, wanted, paused, created_at, destroyed_at, status_text, status_set_at, uid_base,"
+        " image, network, memory_max_bytes, cpu_quota_percent, tasks_max from agents order by name"
     )
-    return [AgentRow(row[0], Wanted(row[1]), bool(row[2]), *row[3:]) for row in rows]
+    return [_row(*row) for row in rows]
 
 
-def create(db: apsw.Connection, agent: str, now: float) -> None:
-    """Make the row, or take up that of an agent of the same name that was destroyed."""
+def create(db: apsw.Connection, agent: str, now: float, uid_base: int | None, shape: Shape) -> None:
+    """Make the row, or take up that of an agent of the same name that was destroyed.
+
+    What is taken up gets the shape declared now; its uids are those its files belong to.
+    """
     db.execute(
-        "insert into agents (name, wanted, created_at) values (?, 'running', ?)"
-        " on conflict (name) do update set wanted = 'running', paused = 0, destroyed_at = null",
-        (agent, now),
+        "insert into agents (name, wanted, created_at, uid_base, image, network, memory_max_bytes,"
+        " cpu_quota_percent, tasks_max) values (?, 'running', ?, ?, ?, ?, ?, ?, ?)"
+        " on conflict (name) do update set wanted = 'running', paused = 0, destroyed_at = null,"
+        " uid_base = coalesce(uid_base, excluded.uid_base), image = excluded.image,"
+        " network = excluded.network, memory_max_bytes = excluded.memory_max_bytes,"
+        " cpu_quota_percent = excluded.cpu_quota_percent, tasks_max = excluded.tasks_max",
+        (agent, now, uid_base, *_shape_values(shape)),
     )
 
 
@@ -53,5 +48,54 @@ def set_status(db: apsw.Connection, agent: str, text: str | None, now: float | N
     db.execute("update agents set status_text = ?, status_set_at = ? where name = ?", (text, now, agent))
 
 
+def set_uid_base(db: apsw.Connection, agent: str, uid_base: int) -> None:
+    db.execute("update agents set uid_base = ? where name = ?", (uid_base, agent))
+
+
+def set_shape(db: apsw.Connection, agent: str, shape: Shape) -> None:
+    db.execute(
+        "update agents set image = ?, network = ?, memory_max_bytes = ?, cpu_quota_percent = ?,"
+        " tasks_max = ? where name = ?",
+        (*_shape_values(shape), agent),
+    )
+
+
 def forget(db: apsw.Connection, agent: str) -> None:
+    """Delete the row, and with it the claim on its uids."""
     db.execute("delete from agents where name = ?", (agent,))
+
+
+def _row(
+    name: str,
+    wanted: str,
+    paused: int,
+    created_at: float,
+    destroyed_at: float | None,
+    status_text: str | None,
+    status_set_at: float | None,
+    uid_base: int | None,
+    image: str | None,
+    network: str | None,
+    memory_max_bytes: int | None,
+    cpu_quota_percent: int | None,
+    tasks_max: int | None,
+) -> AgentRow:
+    shape = Shape(
+        image, None if network is None else Network(network), memory_max_bytes, cpu_quota_percent, tasks_max
+    )
+    return AgentRow(
+        name=name,
+        wanted=Wanted(wanted),
+        paused=bool(paused),
+        created_at=created_at,
+        destroyed_at=destroyed_at,
+        status_text=status_text,
+        status_set_at=status_set_at,
+        uid_base=uid_base,
+        shape=shape,
+    )
+
+
+def _shape_values(shape: Shape) -> tuple[str | None, str | None, int | None, int | None, int | None]:
+    network = None if shape.network is None else shape.network.value
+    return shape.image, network, shape.memory_max_bytes, shape.cpu_quota_percent, shape.tasks_max

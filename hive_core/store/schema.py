@@ -166,5 +166,20 @@ def _first_of_ours(db: apsw.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (_first_of_ours,)
+def _machines(db: apsw.Connection) -> None:
+    """What was declared of an agent's machine, and the users that its files belong to."""
+    for column in (
+        "uid_base integer",
+        "image text",
+        "network text",
+        "memory_max_bytes integer",
+        "cpu_quota_percent integer",
+        "tasks_max integer",
+    ):
+        db.execute(f"alter table agents add column {column}")
+    # Two machines with the same users could write each other's files.
+    db.execute("create unique index agents_by_uid_base on agents (uid_base) where uid_base is not null")
+
+
+MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (_first_of_ours, _machines)
 """Number N is at index N - 1.  One that has been released is never changed."""

@@ -11,40 +11,24 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from hive_core.wire import rows, verb
 from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import AGENT_NAME_PATTERN, AGENT_NAME_RULE, AgentName, Label, RowId
+from hive_core.wire.ids import AgentName, Label, RowId
 from hive_core.wire.limits import (
-    HOST_VERSION,
     MAX_CODE_CHARS,
     MAX_KEY_CHARS,
     MAX_LOG_LINES,
     MAX_ROWS,
 )
+from hive_core.wire.machine import Check, ImageName, ImageRow, Percent, Size, Tasks, UsageRow
+from hive_core.wire.rules import without_patterns
 
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
-    pass
-
-
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """Success and nothing more; also the first line of a verb that follows."""
-
-    version: int = HOST_VERSION
-    ok: bool = True
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer is no, or something broke."""
-
-    version: int = HOST_VERSION
-    ok: bool = False
-    error: str
-    code: str
-    reason: str | UnsetType = UNSET
-    last_id: int | UnsetType = UNSET
-    """Where a reader that was cut off may take up again."""
-
+# Known by these names to everybody who speaks on host.sock.
+Request = verb.Request
+Reply = verb.Reply
+Failure = verb.Failure
+MessageRow = rows.MessageRow
 
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -70,7 +54,7 @@ class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
     connected: bool = False
     """The harness holds its control stream."""
     isolation: str = "none"
-    """`none` in the local mode."""
+    """`nspawn`, or `none` in the local mode."""
     turn_state: str | UnsetType = UNSET
     turn_state_since: str | UnsetType = UNSET
     unread: int = 0
@@ -85,25 +69,10 @@ class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
     """How full the model's context is."""
     window_tokens: int | UnsetType = UNSET
     """How large it is."""
-
-
-class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, with what the daemon knows about it."""
-
-    id: int
-    sender: str
-    recipient: str
-    body: str
-    sent_at: str
-    delivered_at: str | UnsetType = UNSET
-    acked_at: str | UnsetType = UNSET
-    in_reply_to: int | UnsetType = UNSET
-    redelivered: bool | UnsetType = UNSET
-    thread_id: int | UnsetType = UNSET
-    cause_id: int | UnsetType = UNSET
-    """The message that the sender was working on when it sent this one."""
-    sender_uid: int | UnsetType = UNSET
-    broadcast: bool | UnsetType = UNSET
+    machine: str | UnsetType = UNSET
+    """systemd's name of its machine, where it has one."""
+    transient: str | UnsetType = UNSET
+    """What is being done to it: `starting`, `stopping`, `restarting`, `rebuilding` or `destroying`."""
 
 
 class EventRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,9 +169,17 @@ class Approvals(Reply, frozen=True, kw_only=True):
 
 
 class Spawn(Request, frozen=True, kw_only=True, tag="spawn"):
-    """Create an agent and want it to run.  Answers when recorded; `agent_status` shows when it does."""
+    """Create an agent and want it to run.  Answers when recorded; `agent_status` shows when it does.
+
+    What is left out is as the hive's configuration says, also later when that changes.
+    """
 
     name: AgentName
+    image: ImageName | None = None
+    network: Literal["none", "veth"] | None = None
+    memory: Size | None = None
+    cpu: Percent | None = None
+    tasks: Tasks | None = None
 
 
 class Kill(Request, frozen=True, kw_only=True, tag="kill"):
@@ -410,6 +387,79 @@ class StatsReply(Reply, frozen=True, kw_only=True):
     models: list[Count]
 
 
+class Rebuild(Request, frozen=True, kw_only=True, tag="rebuild"):
+    """Stop one agent and start it again with everything as it is declared now.  Answers when recorded."""
+
+    name: AgentName
+
+
+class SetLimits(Request, frozen=True, kw_only=True, tag="set_limits"):
+    """Limit an agent's machine, at once and from then on.  What is left out stays; null is the hive's own."""
+
+    name: AgentName
+    memory: Size | UnsetType | None = UNSET
+    cpu: Percent | UnsetType | None = UNSET
+    tasks: Tasks | UnsetType | None = UNSET
+
+
+class MachineRequest(Request, frozen=True, kw_only=True, tag="machine"):
+    """What an agent's machine has."""
+
+    name: AgentName
+
+
+class MachineReply(Reply, frozen=True, kw_only=True):
+    """Keys are absent where the local mode has nothing of the kind."""
+
+    name: str
+    isolation: str
+    machine: str | UnsetType = UNSET
+    image: str | UnsetType = UNSET
+    network: str | UnsetType = UNSET
+    uid_base: int | UnsetType = UNSET
+    """The host's uid of its root."""
+    uid_count: int | UnsetType = UNSET
+    memory_max_bytes: int | UnsetType = UNSET
+    cpu_quota_percent: int | UnsetType = UNSET
+    """100 is one processor."""
+    tasks_max: int | UnsetType = UNSET
+    addresses: list[str] = msgspec.field(default_factory=list)
+    declared: list[str] | UnsetType = UNSET
+    """Which of image, network, memory, cpu and tasks were said of this agent; the others are the hive's."""
+
+
+class Top(Request, frozen=True, kw_only=True, tag="top"):
+    """What the running machines take."""
+
+
+class TopReply(Reply, frozen=True, kw_only=True):
+    monotonic_usec: int
+    """When that was, on the host's clock that is never set."""
+    usage: list[UsageRow]
+
+
+class Doctor(Request, frozen=True, kw_only=True, tag="doctor"):
+    """Look whether the host has what machines need."""
+
+
+class DoctorReply(Reply, frozen=True, kw_only=True):
+    checks: list[Check]
+
+
+class Images(Request, frozen=True, kw_only=True, tag="images"):
+    """The images that machines can be started from."""
+
+
+class ImagesReply(Reply, frozen=True, kw_only=True):
+    images: list[ImageRow]
+
+
+class ImageRm(Request, frozen=True, kw_only=True, tag="image_rm"):
+    """Delete an image that no agent uses."""
+
+    name: ImageName
+
+
 class Status(Request, frozen=True, kw_only=True, tag="status"):
     """The daemon's health."""
 
@@ -417,6 +467,7 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
 class StatusReply(Reply, frozen=True, kw_only=True):
     software: str
     mode: str
+    """`nspawn` or `local`."""
     home: str
     pid: int
     started_at: str
@@ -464,6 +515,13 @@ AnyRequest = (
     | LoginCode
     | LoginCancel
     | Stats
+    | Rebuild
+    | SetLimits
+    | MachineRequest
+    | Top
+    | Doctor
+    | Images
+    | ImageRm
     | Status
 )
 
@@ -503,5 +561,4 @@ def _explain(line: bytes, error: Exception) -> str:
         return "the line is nested too deeply"
     except DECODE_ERRORS as not_json:
         return f"the line is not JSON: {explain(not_json)}"
-    text = explain_request(request, "cmd", COMMANDS, error)
-    return text.replace(f"`str` matching regex {AGENT_NAME_PATTERN!r}", AGENT_NAME_RULE)
+    return without_patterns(explain_request(request, "cmd", COMMANDS, error))

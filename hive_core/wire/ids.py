@@ -36,6 +36,8 @@ SYSTEM: Final = "system"
 SELF: Final = "self"
 """An agent that asked for another turn of its own."""
 EVERYONE: Final = "*"
+MANAGER: Final = "manager"
+"""The agent that hears what happens to the others.  Nobody else can have its name."""
 
 RESERVED_NAMES: Final = frozenset({OPERATOR, SYSTEM, SELF, "manager", "reminder", "all"})
 

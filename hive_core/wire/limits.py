@@ -63,3 +63,12 @@ MAX_EVENT_DEPTH: Final = 100
 
 MAX_LOG_LINES: Final = 1000
 """Lines in one answer of logs."""
+
+MAX_PATH_CHARS: Final = 1024
+"""The name of an image, or the path of a closure."""
+
+MIN_TASKS: Final = 64
+"""Below that no machine boots."""
+
+MAX_TASKS: Final = 4194304
+"""The kernel's own limit of processes."""

@@ -48,12 +48,21 @@ def test_options_are_offered() -> None:
     assert "--reply-to" in complete("hive send --")
 
 
-@pytest.mark.parametrize("line", ["hive stop al", "hive send al", "hive stop bob al", "hive model al"])
+@pytest.mark.parametrize(
+    "line", ["hive stop al", "hive send al", "hive stop bob al", "hive model al", "hive exec al"]
+)
 def test_agents_are_offered(line: str, host: FakeHost) -> None:
     for name in ("alice", "alan", "bob"):
         host.add(name)
 
     assert complete(line) == ["alice", "alan"]
+
+
+@pytest.mark.parametrize("line", ["hive image rm de", "hive spawn x --image de"])
+def test_images_are_offered(line: str, host: FakeHost) -> None:
+    host.answers["images"] = {"images": [{"name": "debian"}, {"name": "dev"}, {"name": "nix"}]}
+
+    assert complete(line) == ["debian", "dev"]
 
 
 def test_the_socket_that_was_typed_is_asked(host: FakeHost) -> None:

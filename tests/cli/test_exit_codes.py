@@ -69,7 +69,8 @@ def test_an_unknown_command_is_told_the_nearest(typed: str, hint: str, hive: Run
 @pytest.mark.parametrize(
     "typed",
     ["ls --jsn", "show", "send bob", "why x", "messages -n 0", "start", "stop alice --all", "completion tcsh",
-     "ls --timeout 0", "--nope", "stats a --window 1h", "login a --code x --cancel"],
+     "ls --timeout 0", "--nope", "stats a --window 1h", "login a --code x --cancel",
+     "top -n 0", "limits a --tasks x", "spawn a --network bridge", "image build arch", "exec a ls"],
 )  # fmt: skip
 def test_a_wrong_command_line_says_where_help_is(typed: str, host: FakeHost, hive: RunHive) -> None:
     result = hive(*typed.split())
@@ -84,12 +85,13 @@ def test_a_wrong_command_line_says_where_help_is(typed: str, host: FakeHost, hiv
 @pytest.mark.parametrize(
     "typed", ["send alcie hi", "cancel alcie", "events alcie", "logs alcie -f", "stop alcie", "pause alcie",
               "destroy alcie", "watch alcie", "inbox alcie", "model alcie m", "show alcie", "model alcie",
-              "effort alcie high", "effort alcie", "compact alcie", "stats alcie", "login alcie"]
+              "effort alcie high", "effort alcie", "compact alcie", "stats alcie", "login alcie",
+              "limits alcie", "rebuild alcie", "shell alcie", "exec alcie -- ls"]
 )  # fmt: skip
 def test_an_unknown_agent_is_told_the_nearest(typed: str, host: FakeHost, hive: RunHive) -> None:
     host.add("alice")
     for cmd in ("send", "cancel_turn", "events", "logs", "stop", "set_paused", "destroy", "watch", "inbox",
-                "set_model", "set_effort", "compact", "stats", "login_start"):  # fmt: skip
+                "set_model", "set_effort", "compact", "stats", "login_start", "machine", "rebuild"):  # fmt: skip
         host.refuse(cmd, "not_found", "cannot find alcie")
 
     result = hive(*typed.split())

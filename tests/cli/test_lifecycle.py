@@ -56,13 +56,24 @@ def test_stop_waits_until_it_does_not_run(host: FakeHost, hive: RunHive) -> None
     assert looks.looks == 3
 
 
-def test_restart_waits_for_another_process(host: FakeHost, hive: RunHive) -> None:
+@pytest.mark.parametrize("verb", ["restart", "rebuild"])
+def test_restart_and_rebuild_wait_for_another_process(verb: str, host: FakeHost, hive: RunHive) -> None:
     anew = [row("alice") | {"pid": 4712}]
     looks = host.answers["agent_status"] = Changes(UP, UP, UP, STARTING, anew)
 
-    assert hive("restart", "alice") == (0, "alice is running\n", "")
+    assert hive(verb, "alice") == (0, "alice is running\n", "")
 
     assert looks.looks == 5
+
+
+@pytest.mark.parametrize("doing", ["restarting", "rebuilding", "stopping"])
+def test_what_is_still_being_done_is_waited_for(doing: str, host: FakeHost, hive: RunHive) -> None:
+    still = [row("alice") | {"pid": 4712, "transient": doing}]
+    looks = host.answers["agent_status"] = Changes(UP, still, still, [row("alice") | {"pid": 4712}])
+
+    assert hive("rebuild", "alice") == (0, "alice is running\n", "")
+
+    assert looks.looks == 4
 
 
 def test_destroy_waits_until_it_is_gone(host: FakeHost, hive: RunHive) -> None:
@@ -95,6 +106,8 @@ def test_json_shows_the_rows_as_they_are_then(host: FakeHost, hive: RunHive) -> 
         ("stop", STOPPING, "alice still runs"),
         ("destroy", UP, "alice is still there"),
         ("restart", UP, "alice has not stopped yet"),
+        ("start", [STARTING[0] | {"transient": "starting"}], "alice does not run yet (starting)"),
+        ("start", [UP[0] | {"transient": "rebuilding"}], "alice is rebuilding still"),
         (
             "spawn",
             [STARTING[0] | {"failure": "killed by SIGSEGV"}],
@@ -120,7 +133,7 @@ def test_a_graceful_stop_that_takes_long_hints_at_now(host: FakeHost, hive: RunH
     assert "hive stop --now" not in hive("stop", "alice", "--now", "--timeout", "0.05").err
 
 
-@pytest.mark.parametrize("verb", ["spawn", "start", "restart"])
+@pytest.mark.parametrize("verb", ["spawn", "start", "restart", "rebuild"])
 def test_an_agent_that_failed_says_why(verb: str, host: FakeHost, hive: RunHive) -> None:
     host.answers["agent_status"] = Changes(STARTING, STARTING, FAILED)
 

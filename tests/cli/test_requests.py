@@ -46,8 +46,34 @@ CASES: list[tuple[str, list[dict[str, Any]]]] = [
     ("cancel alice", [{"cmd": "cancel_turn", "agent": "alice"}]),
     ("status", [{"cmd": "status"}]),
     ("ls", []),
-    ("show alice", []),
+    ("show alice", [{"cmd": "machine", "name": "alice"}]),
+    ("limits alice", [{"cmd": "machine", "name": "alice"}]),
+    (
+        "limits alice --memory 8G --cpu default --tasks 100",
+        [
+            {"cmd": "set_limits", "name": "alice", "memory": "8G", "cpu": None, "tasks": 100},
+            {"cmd": "machine", "name": "alice"},
+        ],
+    ),
+    ("image ls", [{"cmd": "images"}]),
+    ("image rm old", [{"cmd": "image_rm", "name": "old"}]),
+    ("doctor", [{"cmd": "doctor"}, {"cmd": "status"}]),
+    ("top --interval 0.1", [{"cmd": "top"}, {"cmd": "top"}, {"cmd": "machine", "name": "alice"}]),
     ("spawn alice bob", [{"cmd": "spawn", "name": "alice"}, {"cmd": "spawn", "name": "bob"}]),
+    (
+        "spawn alice --image debian --network veth --memory 8G --cpu 400% --tasks 512 --no-wait",
+        [
+            {
+                "cmd": "spawn",
+                "name": "alice",
+                "image": "debian",
+                "network": "veth",
+                "memory": "8G",
+                "cpu": "400%",
+                "tasks": 512,
+            }
+        ],
+    ),
     ("start alice bob", [{"cmd": "start", "scope": {"agent_names": ["alice", "bob"]}}]),
     ("start --all", [{"cmd": "start", "scope": {"all": True}}]),
     (
@@ -56,6 +82,7 @@ CASES: list[tuple[str, list[dict[str, Any]]]] = [
     ),
     ("stop --all --now --no-wait", [{"cmd": "stop", "scope": {"all": True}, "graceful": False}]),
     ("restart alice --no-wait", [{"cmd": "restart", "name": "alice"}]),
+    ("rebuild alice --no-wait", [{"cmd": "rebuild", "name": "alice"}]),
     ("pause alice bob", [{"cmd": "set_paused", "name": n, "paused": True} for n in ("alice", "bob")]),
     ("resume alice", [{"cmd": "set_paused", "name": "alice", "paused": False}]),
     ("destroy alice --no-wait", [{"cmd": "destroy", "name": "alice", "purge": False}]),
@@ -78,6 +105,12 @@ def friendly_host(host: FakeHost) -> FakeHost:
         "watch": [],
         "login_start": {"url": "https://login.example/"},
         "stats": NO_STATS,
+        "images": {"images": [{"name": "debian", "kind": "tree", "path": "/i/debian"}]},
+        "doctor": {"checks": []},
+        "top": {
+            "monotonic_usec": 1,
+            "usage": [{"name": "alice", "cpu_usec": 1, "memory_bytes": 2, "tasks": 3}],
+        },
     }
     return host
 

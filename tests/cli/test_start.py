@@ -56,6 +56,14 @@ def test_ls_into_a_pipe_imports_no_tables(host: FakeHost) -> None:
     assert not imported_by(running("ls")) & set(HEAVY)
 
 
+@pytest.mark.parametrize("argv", [["show", "alice"], ["top", "--interval", "0.1"], ["doctor"]])
+def test_other_looks_into_a_pipe_import_no_tables(argv: list[str], host: FakeHost) -> None:
+    host.add("alice")
+    host.answers = {"top": {"monotonic_usec": 1, "usage": []}, "doctor": {"checks": []}}
+
+    assert not imported_by(running(*argv)) & set(HEAVY)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_agrees_with_the_command(name: str) -> None:
     command = hive.get_command(click.Context(hive), name)

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from hive_core.config import Config, ConfigError, default_home, flatten, load_config
+from hive_core.__main__ import main
+from hive_core.config import Config, ConfigError, Machines, default_home, flatten, load_config
 from hive_core.daemon import LiveConfig
 
 
@@ -56,6 +58,31 @@ def test_a_wrong_file_is_refused_naming_the_key(tmp_path: Path, text: str, compl
         load_config(write(tmp_path, text), {})
 
 
+def test_a_table_of_free_keys_is_one_value(tmp_path: Path) -> None:
+    path = write(tmp_path, '[harness.environment]\nANTHROPIC_BASE_URL = "http://x"\nA = "b"\n')
+    config, origins = load_config(path, {})
+    assert config.harness.environment == {"ANTHROPIC_BASE_URL": "http://x", "A": "b"}
+    assert origins["harness.environment"] == str(path)
+    assert origins.keys() == flatten(config).keys()
+    assert flatten(config)["harness.environment"] == config.harness.environment
+
+
+def test_every_value_is_printed_as_toml_that_reads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HIVE_CONFIG", raising=False)
+    path = write(tmp_path, 'domain = "a\\"b"\n[harness.environment]\n"odd key" = "x"\nA = "b # c"\n')
+    shown = CliRunner().invoke(main, ["config", "--config", str(path)])
+    assert shown.exit_code == 0, shown.output
+    lines = [line.rpartition("  # ")[0] for line in shown.output.splitlines()]
+    values = [line.replace("= False", "= false").replace("= True", "= true") for line in lines]
+    given = load_config(path, {})[0]
+    again = load_config(write(tmp_path, "\n".join(values)), {})[0]
+    assert again == given
+    assert again.harness.environment == {"odd key": "x", "A": "b # c"}
+    assert again.domain == 'a"b'
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nothing\.toml: No such file"):
         load_config(tmp_path / "nothing.toml", {})
@@ -74,6 +101,13 @@ def test_a_reload_takes_what_can_be_taken_and_keeps_what_needs_a_restart(
     live.reload()
     assert live() == msgspec.structs.replace(fresh, home="/old", drain_s=Config().drain_s)
     assert "home needs a restart" in caplog.text
+
+
+def test_a_reload_keeps_the_names_of_machines_that_run(caplog: pytest.LogCaptureFixture) -> None:
+    live = LiveConfig(Config(), lambda: Config(machines=Machines(prefix="x-", memory_max="1G")))
+    live.reload()
+    assert (live().machines.prefix, live().machines.memory_max) == ("h-", "1G")
+    assert "machines.prefix needs a restart" in caplog.text
 
 
 def test_a_reload_of_a_wrong_file_keeps_the_old_one(caplog: pytest.LogCaptureFixture) -> None:

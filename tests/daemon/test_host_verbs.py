@@ -85,7 +85,7 @@ INVALID = [
     {"cmd": "set_model", "agent": "carol", "model": ""},
     {"cmd": "set_model", "agent": "carol", "model": "two\nlines"},
     {"cmd": "spawn", "name": "operator"},
-    {"cmd": "spawn", "name": "manager"},
+    {"cmd": "spawn", "name": "reminder"},
     *({"cmd": "spawn", "name": name} for name in BAD_NAMES),
     *({"cmd": "destroy", "name": name, "purge": True} for name in BAD_NAMES),
     *({"cmd": "start", "scope": {"agent_names": ["carol", name]}} for name in BAD_NAMES),

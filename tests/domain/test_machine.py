@@ -3,7 +3,18 @@ import itertools
 import pytest
 
 from hive_core.config import Machines
-from hive_core.domain.machine import Action, Exits, Plan, Wanted, has_failed, plan, restart_delay_s
+from hive_core.domain.machine import (
+    Action,
+    Exits,
+    Fresh,
+    Plan,
+    Transient,
+    Wanted,
+    has_failed,
+    plan,
+    restart_delay_s,
+    transient,
+)
 
 CONFIG = Machines(restart_limit=3, restart_window_s=60.0, restart_delay_s=1.0, restart_delay_max_s=3.0)
 NO_EXIT, ONE_EXIT = Exits(), Exits((100.0,), "exit status 1")
@@ -64,3 +75,29 @@ def test_exits_outside_the_window_are_forgotten() -> None:
 
 def test_a_machine_that_ends_too_often_has_failed() -> None:
     assert has_failed(FAILED, CONFIG)
+
+
+TRANSIENTS = {
+    # action, fresh → what is shown, of an agent that is wanted to run
+    (Action.START, None): Transient.STARTING,
+    (Action.START, Fresh.RESTART): Transient.RESTARTING,
+    (Action.START, Fresh.REBUILD): Transient.REBUILDING,
+    (Action.STOP, None): Transient.STOPPING,
+    (Action.STOP, Fresh.RESTART): Transient.RESTARTING,
+    (Action.STOP, Fresh.REBUILD): Transient.REBUILDING,
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "action", "fresh"), list(itertools.product(Wanted, Action, (None, *Fresh)))
+)
+def test_every_action_is_shown_as_what_it_serves(wanted: Wanted, action: Action, fresh: Fresh | None) -> None:
+    if wanted in {Wanted.GONE, Wanted.PURGED}:
+        expected: Transient | None = Transient.DESTROYING
+    elif action in {Action.WAIT, Action.REMOVE}:
+        expected = None
+    elif wanted is Wanted.STOPPED:
+        expected = Transient.STARTING if action is Action.START else Transient.STOPPING
+    else:
+        expected = TRANSIENTS[action, fresh]
+    assert transient(wanted, action, fresh) is expected

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hive_core.host.sockets import AlreadyServed, bind_unix, only_daemon, usable_group
+from hive_core.host.sockets import AlreadyServed, bind_unix, is_listening_at, only_daemon, usable_group
 from hive_core.wire.stream import connect
 
 
@@ -55,3 +55,23 @@ def test_the_second_daemon_is_told_who_the_first_is(tmp_path: Path) -> None:
 def test_a_group_that_is_missing_is_none() -> None:
     assert usable_group("no-such-group-here") is None
     assert usable_group(grp.getgrgid(os.getegid()).gr_name) == os.getegid()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a socket away")
+def test_a_socket_belongs_to_whom_it_is_for_from_the_first_moment(tmp_path: Path) -> None:
+    with bind_unix(tmp_path / "a.sock", mode=0o600, uid=0x40000000, gid=0x40000000):
+        status = (tmp_path / "a.sock").stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0x40000000, 0x40000000, 0o600)
+
+
+def test_a_listener_of_somebody_else_is_used_only_where_clients_find_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert not is_listening_at(listener, path)
+        listener.listen()
+        assert is_listening_at(listener, path)
+        assert not is_listening_at(listener, tmp_path / "b.sock")
+    with socket.create_server(("127.0.0.1", 0)) as inet:
+        assert not is_listening_at(inet, path)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from hive_core.wire import agent, envelope, frame, host
+from hive_core.wire import agent, envelope, frame, host, machine, rows, verb
 from hive_core.wire.errors import ErrorCode
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -150,6 +150,8 @@ ROW = host.AgentStatusRow(
     effort="high",
     ctx_tokens=150_000,
     window_tokens=200_000,
+    machine="h-alice",
+    transient="restarting",
 )
 SHORT_ROW = host.AgentStatusRow(name="bob", running=False, failed=False)
 HOST_MESSAGE = host.MessageRow(
@@ -198,6 +200,9 @@ HOST: Mapping[str, msgspec.Struct] = {
     "pending": host.Pending(),
     "pending.reply-none": host.Approvals(approvals=[]),
     "spawn": host.Spawn(name="alice"),
+    "spawn-shape": host.Spawn(
+        name="alice", image="debian", network="veth", memory="4G", cpu="200%", tasks=2048
+    ),
     "kill": host.Kill(name="alice"),
     "destroy": host.Destroy(name="alice", purge=True),
     "success": host.Reply(),
@@ -260,6 +265,46 @@ HOST: Mapping[str, msgspec.Struct] = {
         models=[],
     ),
     "set_model.reply": host.Carried(text="from the next turn on"),
+    "rebuild": host.Rebuild(name="alice"),
+    "set_limits": host.SetLimits(name="alice", memory="512M", cpu="50%", tasks=64),
+    "set_limits-back": host.SetLimits(name="alice", memory=None),
+    "machine": host.MachineRequest(name="alice"),
+    "machine.reply": host.MachineReply(
+        name="alice",
+        isolation="nspawn",
+        machine="h-alice",
+        image="debian",
+        network="veth",
+        uid_base=1073741824,
+        uid_count=65536,
+        memory_max_bytes=4294967296,
+        cpu_quota_percent=200,
+        tasks_max=2048,
+        addresses=["10.213.0.2"],
+        declared=["cpu"],
+    ),
+    "machine.reply-local": host.MachineReply(name="alice", isolation="none"),
+    "top": host.Top(),
+    "top.reply": host.TopReply(
+        monotonic_usec=123456789,
+        usage=[machine.UsageRow(name="alice", cpu_usec=1500000, memory_bytes=41943040, tasks=12)],
+    ),
+    "doctor": host.Doctor(),
+    "doctor.reply": host.DoctorReply(
+        checks=[
+            machine.Check(name="systemd", status="ok", text="version 252"),
+            machine.Check(
+                name="machined", status="fail", text="it does not answer", mend="systemctl start dbus"
+            ),
+        ]
+    ),
+    "images": host.Images(),
+    "images.reply": host.ImagesReply(
+        images=[
+            machine.ImageRow(name="debian", kind="tree", path="/var/lib/machines/debian", used_by=["alice"])
+        ]
+    ),
+    "image_rm": host.ImageRm(name="debian"),
     "status": host.Status(),
     "status.reply": host.StatusReply(
         software="hyperhive 0.1.0",
@@ -448,7 +493,12 @@ def title(struct: type) -> str:
 STRUCTS = {
     title(struct): struct
     for struct in (
-        structs_of(agent, agent.Request, agent.Result) | structs_of(host, host.Request) | structs_of(envelope)
+        structs_of(agent, agent.Request, agent.Result)
+        | structs_of(host, host.Request)
+        | structs_of(verb, verb.Request)
+        | structs_of(rows)
+        | structs_of(machine)
+        | structs_of(envelope)
     )
 }
 

@@ -1,4 +1,4 @@
-"""hive spawn, start, stop, restart, pause, resume, destroy.
+"""hive spawn, start, stop, restart, rebuild, pause, resume, destroy.
 
 The daemon answers when the wish is on disk.  These commands then look at the roster until it holds.
 """
@@ -11,10 +11,11 @@ from typing import Any, Final
 import click
 
 from hive_core.cli import output, problems
-from hive_core.cli.app import Settings, agent_argument, command
+from hive_core.cli.app import Settings, agent_argument, command, image_names
 from hive_core.cli.hive import Deadline, Hive, Row
 from hive_core.cli.problems import Problem
 from hive_core.cli.safe import visible
+from hive_core.cli.states import STARTING
 
 FIRST_LOOK_S: Final = 0.02
 SLOWEST_LOOK_S: Final = 0.25
@@ -28,17 +29,34 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Return when the wish is
 _all = click.option("--all", "everyone", is_flag=True, help="All agents.")
 
 
-@command("spawn", examples="hive spawn alice\nhive spawn alice bob carol\nhive spawn alice --no-wait")
+@command(
+    "spawn",
+    examples="""
+    hive spawn alice
+    hive spawn alice bob carol
+    hive spawn alice --image debian --network veth --memory 8G --cpu 400%
+    hive spawn alice --no-wait
+    """,
+)
 @click.argument("agents", metavar="NAME...", nargs=-1, required=True)
+@click.option("--image", metavar="IMAGE", shell_complete=image_names, help="What `hive image ls` shows.")
+@click.option(
+    "--network", type=click.Choice(["none", "veth"]), help="Only a loopback, or a link to the host."
+)
+@click.option("--memory", metavar="SIZE", help="The most memory, such as 512M or 4G.")
+@click.option("--cpu", metavar="PERCENT", help="The most processor time; 200% is two processors.")
+@click.option("--tasks", type=int, metavar="N", help="The most processes and threads.")
 @_no_wait
-def spawn(settings: Settings, agents: tuple[str, ...], no_wait: bool) -> None:
+def spawn(settings: Settings, agents: tuple[str, ...], no_wait: bool, **shape: str | int | None) -> None:
     """Create agents and start them.
 
-    A name is a-z, 0-9 and -, at most 63 characters. Waits until the agents run and are connected.
+    A name is a-z, 0-9 and -, at most 63 characters. Waits until the agents run and are connected. What is
+    not said of their machines is as the hive's configuration says, also later when that changes.
     """
     hive, tasks = settings.hive(), _Tasks()
+    said = {key: value for key, value in shape.items() if value is not None}
     for agent in agents:
-        tasks.do(agent, hive, {"cmd": "spawn", "name": agent})
+        tasks.do(agent, hive, {"cmd": "spawn", "name": agent} | said)
     _finish(settings, hive, tasks, _up, "running", no_wait=no_wait)
 
 
@@ -82,11 +100,29 @@ def restart(settings: Settings, agents: tuple[str, ...], no_wait: bool) -> None:
 
     Waits until the agents run anew and are connected.
     """
+    _run_anew(settings, "restart", agents, no_wait=no_wait)
+
+
+@command(
+    "rebuild", examples="hive rebuild alice\nhive ls --json | jq -r '.[] | select(.needs_update) | .name'"
+)
+@agent_argument(nargs=-1, required=True)
+@_no_wait
+def rebuild(settings: Settings, agents: tuple[str, ...], no_wait: bool) -> None:
+    """Stop agents and start them as they are declared now.
+
+    That is how an agent that needs an update gets it: its image, its limits and all else is applied anew.
+    Waits until the agents run anew and are connected.
+    """
+    _run_anew(settings, "rebuild", agents, no_wait=no_wait)
+
+
+def _run_anew(settings: Settings, verb: str, agents: Sequence[str], *, no_wait: bool) -> None:
     hive, tasks = settings.hive(), _Tasks()
     before = hive.roster()
     pids = {name: row["pid"] for name, row in before.items() if row.get("running") and "pid" in row}
     for agent in agents:
-        tasks.do(agent, hive, {"cmd": "restart", "name": agent})
+        tasks.do(agent, hive, {"cmd": verb, "name": agent})
 
     def lacks(row: Row | None) -> str | None:
         if row and row.get("running") and "pid" in row and row["pid"] == pids.get(row["name"]):
@@ -157,9 +193,12 @@ class _Tasks:
 def _up(row: Row | None) -> str | None:
     if row is None:
         return "is not there"
+    doing = row.get("transient")
     if not row.get("running"):
-        why = row.get("failure")
+        why = row.get("failure") or doing
         return f"does not run yet ({why})" if why else "does not run yet"
+    if doing and doing != STARTING:
+        return f"is {doing} still"
     # A roster without the key is the original's: there is nothing more to wait for.
     return None if row.get("connected", True) else "runs but is not connected yet"
 

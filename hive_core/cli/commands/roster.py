@@ -1,13 +1,18 @@
 """hive ls, hive show, hive status."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from hive_core.cli import human, output
 from hive_core.cli.app import Settings, agent_argument, command
+from hive_core.cli.commands.limits import limit_pairs
+from hive_core.cli.hive import Row
+from hive_core.cli.problems import Problem
 from hive_core.cli.states import STYLE, state_of
 
 _HEADINGS = ("AGENT", "STATE", "TURN", "UNREAD", "MODEL", "ISOLATION", "STATUS")
+_UPDATE = " + update"
 
 
 @command(
@@ -17,8 +22,10 @@ def ls(settings: Settings) -> None:
     """List the agents and what they do.
 
     Columns: agent, state, turn and for how long, unread messages, model, isolation, and what the agent
-    says of itself. A state is one of failed, needs_login, paused, rate_limited, starting, stopping, stopped,
-    destroying, running.
+    says of itself. A state is one of failed, needs_login, paused, rate_limited, starting, stopping,
+    restarting, rebuilding, destroying, stopped, running. Isolation is nspawn for an agent in a machine of
+    its own, none for a plain process. On a terminal, "+ update" marks an agent that `hive rebuild` would
+    change.
     """
     rows = list(settings.hive().roster().values())
     if settings.as_json:
@@ -34,9 +41,13 @@ def ls(settings: Settings) -> None:
 @agent_argument()
 def show(settings: Settings, agent: str) -> None:
     """Show everything about one agent."""
-    row = settings.hive().row(agent)
+    hive = settings.hive()
+    row = hive.row(agent)
+    machine: Row = {}
+    with suppress(Problem):  # a daemon of before there were machines, or the agent is gone since
+        machine = hive.ask({"cmd": "machine", "name": agent})
     if settings.as_json:
-        output.dump(row)
+        output.dump(row | {key: value for key, value in machine.items() if key not in row})
         return
     now = datetime.now().astimezone()
     pairs: list[tuple[str, Any]] = [
@@ -52,12 +63,18 @@ def show(settings: Settings, agent: str) -> None:
         ("context", _context(row)),
         ("provider", row.get("provider")),
         ("isolation", row.get("isolation")),
+        ("machine", row.get("machine") or machine.get("machine")),
+        ("image", machine.get("image")),
+        ("network", machine.get("network")),
+        ("addresses", ", ".join(machine.get("addresses", ()))),
+        ("uids", _uids(machine)),
+        *limit_pairs(machine),
         ("pid", row.get("pid")),
         ("status", row.get("status_text")),
         ("status set", _ago(row.get("status_set_at"), now)),
         ("parent", row.get("parent")),
         ("deployed", row.get("deployed_sha")),
-        ("update", "needed" if row.get("needs_update") else None),
+        ("update", f"needed; hive rebuild {agent} applies it" if row.get("needs_update") else None),
         ("reminders", row.get("pending_reminders") or None),
         ("url", row.get("url")),
     ]
@@ -93,13 +110,18 @@ def status(settings: Settings) -> None:
 def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
     return (
         row["name"],
-        state_of(row),
+        state_of(row) + (_UPDATE if row.get("needs_update") and output.on_terminal() else ""),
         _turn(row, now),
         row.get("unread", 0),
         row.get("active_model"),
         row.get("isolation"),
         row.get("status_text"),
     )
+
+
+def _uids(machine: Row) -> str | None:
+    first, count = machine.get("uid_base"), machine.get("uid_count", 1)
+    return None if first is None else f"{first} to {first + count - 1}"
 
 
 def _turn(row: dict[str, Any], now: datetime) -> str | None:
@@ -124,7 +146,7 @@ def _style(heading: str, cell: str) -> str:
     if heading == "AGENT":
         return "bold"
     if heading == "STATE":
-        return STYLE.get(cell, "")
+        return STYLE.get(cell.removesuffix(_UPDATE), "")
     if heading == "UNREAD" and cell not in {"0", output.NOTHING}:
         return "yellow"
     return ""
