@@ -21,7 +21,8 @@ from hive_core.wire.stream import Caller
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES: Final = 2**20
+MAX_BATCH_BYTES: Final = 128 * 2**10
+"""As JSON.  As msgpack, where each number may be 9 bytes, it still fits MAX_REQUEST_BYTES."""
 MAX_UNCONFIRMED: Final = 1000
 MAX_UNCONFIRMED_BYTES: Final = 16 * 2**20
 UNAVAILABLE_PAUSE_S: Final = 1.0

@@ -12,10 +12,8 @@ from typing import Final
 import click
 
 from hive_core import admin
-from hive_core.config import Config, ConfigError, flatten, load_config
+from hive_core.config import SYSTEM_CONFIG, Config, ConfigError, flatten, load_config
 from hive_core.wire.version import VERSION
-
-HOST_CONFIG: Final = Path("/etc/hyperhive/config.toml")
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h, which systemd shows by name
@@ -58,8 +56,8 @@ def serve(local: bool, home: Path | None, config_file: Path | None) -> None:
     """
     if not local:
         _check_host(home)
-        if config_file is None and HOST_CONFIG.exists():
-            config_file = HOST_CONFIG
+        if config_file is None and SYSTEM_CONFIG.exists():
+            config_file = SYSTEM_CONFIG
     overrides = _overrides(home)
     try:
         config, _ = load_config(config_file, overrides)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from hive_core.config import Config, ConfigError, load_config
+from hive_core.config import SYSTEM_CONFIG, Config, ConfigError, load_config
 
 if TYPE_CHECKING:
     from hive_core.host.images import Images
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
 EXIT_INTERRUPTED: Final = 130
-SYSTEM_CONFIG: Final = Path("/etc/hyperhive/config.toml")
-"""What hive-core.service reads."""
 
 _MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}
 

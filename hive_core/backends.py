@@ -47,7 +47,7 @@ class Backend:
     logs: Logs
     identity: Identity
     make_dirs: Callable[[AgentRow], None]
-    allocate: Callable[[Sequence[AgentRow]], int | None]
+    allocate: Callable[[str, Sequence[AgentRow]], int | None]
     remove_files: Callable[[str], Awaitable[None]]
     """Delete all that a purged agent has; raises as agent_files.remove does."""
     cages: Cages | None = None
@@ -67,12 +67,21 @@ def open_backend(mode: Mode, around: Surroundings) -> Backend:
 def _local(around: Surroundings) -> Backend:
     layout = around.layout
     machines = LocalMachines(layout.agent, around.config)
+
+    def make_dirs(row: AgentRow) -> None:
+        if row.uid_base is not None:
+            # Our harness would open what another user may write.
+            raise OSError(
+                f"its files are those of a machine's users (uid {row.uid_base}); do without --local"
+            )
+        layout.agent(row.name).make()
+
     return Backend(
         machines=machines,
         logs=machines,
         identity=LocalIdentity(),
-        make_dirs=lambda row: layout.agent(row.name).make(),
-        allocate=lambda _rows: None,
+        make_dirs=make_dirs,
+        allocate=lambda _name, _rows: None,
         remove_files=lambda name: agent_files.remove(layout.agent(name).base),
     )
 
@@ -95,10 +104,17 @@ def _nspawn(around: Surroundings) -> Backend:
         writer = row.uid_base if row.name == MANAGER else around.manager_uid()
         agent_dirs.make(layout, row.name, row.uid_base, writer)
 
-    def allocate(rows: Sequence[AgentRow]) -> int:
-        ours = [(row.uid_base, UID_RANGE) for row in rows if row.uid_base is not None]
+    def allocate(name: str, rows: Sequence[AgentRow]) -> int:
+        ours = {row.uid_base for row in rows if row.uid_base is not None}
         pool = config().machines
-        return uid_range.allocate(pool.uid_first, pool.uid_ranges, [*ours, *accounts.taken_ranges()])
+        # The configurations outlive a manager that is purged, and with them its claim on its uids.
+        former = agent_dirs.owner_of_configs(layout)
+        if former in range(pool.uid_first, pool.uid_first + pool.uid_ranges * UID_RANGE, UID_RANGE):
+            if name == MANAGER and former not in ours:
+                return former
+            ours.add(former)
+        taken = [*((base, UID_RANGE) for base in ours), *accounts.taken_ranges()]
+        return uid_range.allocate(pool.uid_first, pool.uid_ranges, taken)
 
     async def remove_files(name: str) -> None:
         await agent_files.remove(layout.agent(name).base)

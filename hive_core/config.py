@@ -13,6 +13,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+SYSTEM_CONFIG: Final = Path("/etc/hyperhive/config.toml")
+"""What hive-core.service reads."""
+
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 
 
@@ -87,7 +90,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 NEEDS_RESTART: Final = frozenset(
-    {"home", "run_dir", "state_dir", "admin_group", "drain_s", "machines.prefix", "machines.harness_dir"}
+    {
+        *("home", "run_dir", "state_dir", "admin_group", "drain_s"),
+        *("machines.prefix", "machines.harness_dir"),
+        # What running machines were given by them would no longer be what they are declared to have.
+        *("machines.uid_first", "machines.uid_ranges", "machines.subnet"),
+    }
 )
 """Dotted keys that SIGHUP does not change."""
 
@@ -108,6 +116,8 @@ def load_config(path: Path | None, overrides: Mapping[str, str]) -> tuple[Config
     if path is not None:
         try:
             table = tomllib.loads(path.read_text())
+        except PermissionError:
+            raise ConfigError(f"cannot read {path}: permission denied; run it as root") from None
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -180,7 +190,7 @@ def _refuse_unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], sour
     for key, value in table.items():
         if key not in fields:
             # Look in every section: the commonest slip is a right key in the wrong table.
-            candidates = _keys(Config, "")
+            candidates = [*_keys(Config, ""), "harness", "machines"]
             near = difflib.get_close_matches(prefix + key, candidates, n=1, cutoff=0.5) or [
                 candidate for candidate in candidates if candidate.rpartition(".")[2] == key
             ]

@@ -74,7 +74,7 @@ class LiveConfig:
             log.warning("Config key %s needs a restart of hive-core to take effect", key)
         self._config = merge(fresh, self._config, NEEDS_RESTART)
         logging.getLogger().setLevel(self._config.log_level.upper())
-        log.info("Config reloaded changed=%s", ",".join(sorted(changed)) or "nothing")
+        log.info("Config reloaded changed=%s", ",".join(sorted(changed - NEEDS_RESTART)) or "nothing")
 
 
 async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> None:

@@ -234,15 +234,25 @@ class Keeper:
             self._hooks.notice(self._name, Condition(needs_update=agent.needs_update))
 
     async def _tidy(self) -> None:
+        agent = self._agent
         try:
             await self._machines.tidy(self._name)
         except TROUBLE as error:
             log.warning("Agent cannot be tidied agent=%s: %s", self._name, describe(error))
+        if agent.machine is not None and not agent.has_door:
+            try:
+                await self._open_door()
+            except OSError as error:
+                log.error("Agent has no socket agent=%s: %s", self._name, error)
+
+    async def _open_door(self) -> None:
+        await self._hooks.open_door(self._agent.row)
+        self._agent.has_door = True
 
     # ── doing ───────────────────────────────────────────────────────────────────────────────────
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        agent, name = self._agent, self._name
+        agent, name, row = self._agent, self._name, self._agent.row
         config = self._config().machines
         machine: Machine | None = None
         agent.fresh = None
@@ -256,12 +266,13 @@ class Keeper:
                 self._starts.total_tokens = config.start_parallel
                 async with self._starts:
                     if not agent.has_door:
-                        await self._hooks.open_door(agent.row)
-                        agent.has_door = True
-                    machine = await self._machines.start(agent.row)
+                        await self._open_door()
+                    row = agent.row
+                    machine = await self._machines.start(row)
         except (CannotStart, *TROUBLE) as error:
             story = str(error) if isinstance(error, CannotStart) else f"cannot be started: {describe(error)}"
-            log.error("Machine cannot be started agent=%s: %s", name, describe(error))
+            why = describe(error).removeprefix(f"cannot start {name}: ")
+            log.error("Machine cannot be started agent=%s: %s", name, why)
             self._has_not_started(story)
             return
         finally:
@@ -277,6 +288,14 @@ class Keeper:
         if agent.report is not None:
             report, agent.report = agent.report, None
             self._hooks.tell(report(agent=name, ok=True))
+        if agent.row.shape != row.shape:  # somebody changed them meanwhile
+            await self._update_limits()
+
+    async def _update_limits(self) -> None:
+        try:
+            await self._machines.update_limits(self._agent.row)
+        except (CannotStart, *TROUBLE) as error:
+            log.error("Machine cannot be limited agent=%s: %s", self._name, describe(error))
 
     def _has_not_started(self, story: str) -> None:
         agent = self._agent
@@ -336,15 +355,20 @@ class Keeper:
 
     async def _remove(self) -> None:
         # Nobody else touches it meanwhile: until it is gone it can neither be moved nor spawned again.
-        name, wanted = self._name, self._agent.row.wanted
+        name, purge = self._name, self._agent.row.wanted is Wanted.PURGED
         try:
             await self._machines.forget(name)
         except TROUBLE as error:
             log.error("Files of the machine cannot be removed agent=%s: %s", name, describe(error))
+            if purge:
+                # With its row its uids become free for others; something of it may still run with them.
+                log.error("State of %s is not deleted, the next start of the daemon tries again", name)
+            purge = False
         await self._hooks.vanish(name)
-        if wanted is Wanted.PURGED and await self._hooks.purge(name):
+        purged = purge and await self._hooks.purge(name)
+        if purged:
             await self._forget_row(name)
         self._gone(name)
-        log.info("Agent destroyed agent=%s", name)
-        self._hooks.tell(Destroyed(agent=name, purged=wanted is Wanted.PURGED))
+        log.info("Agent destroyed agent=%s purged=%s", name, purged)
+        self._hooks.tell(Destroyed(agent=name, purged=purged))
         self._hooks.changed(name)

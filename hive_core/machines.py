@@ -1,6 +1,6 @@
 """What the daemon asks of whatever runs its agents: host/nspawn_machines.py, or host/local.py."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -67,8 +67,11 @@ class Machines(Protocol):
         """Remove what is left on the host of a destroyed agent's machine."""
         ...
 
-    async def leftovers(self, known: Sequence[str]) -> None:
-        """End and remove machines of this hive whose agent is not *known*.  Called once, at start."""
+    async def leftovers(self, known: Collection[str]) -> None:
+        """End and remove machines of this hive whose agent is not *known*.  Called once, at start.
+
+        That takes a while, and *known* is asked each time: one of them may be spawned meanwhile.
+        """
         ...
 
     async def facts(self, row: AgentRow) -> MachineFacts: ...

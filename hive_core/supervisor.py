@@ -14,9 +14,10 @@ import trio
 
 from hive_core.config import Config
 from hive_core.domain.agent import AgentRow
-from hive_core.domain.cage import MAX_MACHINE_NAME, CannotStart, Shape
+from hive_core.domain.cage import CannotStart, Shape
 from hive_core.domain.helper_event import AS_SPAWNED, Rebuilt, Spawned
 from hive_core.domain.machine import GOING, NO_EXITS, Fresh, Wanted, has_failed
+from hive_core.domain.machine_names import MAX_MACHINE_NAME
 from hive_core.domain.uid_range import NoRangeLeft
 from hive_core.keeper import Agent, Hooks, Keeper
 from hive_core.machines import TROUBLE, Machine, Machines, describe
@@ -37,9 +38,9 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """The agents that are not destroyed, and those that are being destroyed.
 
-    *config* is asked each time it matters, so a reload takes effect.  *allocate* gives the first uid of
-    a range that none of the rows has, or None where machines have no users of their own; it raises
-    NoRangeLeft, or OSError when the host's accounts cannot be read.
+    *config* is asked each time it matters, so a reload takes effect.  *allocate* gives an agent
+    the first uid of a range that none of the rows has, or None where machines have no users of their own;
+    it raises NoRangeLeft, or OSError when the host's accounts cannot be read.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Supervisor:
         machines: Machines,
         hooks: Hooks,
         config: Callable[[], Config],
-        allocate: Callable[[Sequence[AgentRow]], int | None] = lambda _rows: None,
+        allocate: Callable[[str, Sequence[AgentRow]], int | None] = lambda _name, _rows: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -235,7 +236,7 @@ class Supervisor:
         known = next((row.uid_base for row in rows if row.name == name), None)
         try:
             # Not looked for when it is known: nobody else gets it, whatever the host's accounts say today.
-            return known if known is not None else self._allocate(rows)
+            return known if known is not None else self._allocate(name, rows)
         except (NoRangeLeft, OSError) as error:
             raise Refused(ErrorCode.UNAVAILABLE, f"cannot spawn {name}: {error}") from None
 
@@ -266,7 +267,7 @@ class Supervisor:
                     # The other agents are not to suffer; a start tries again.
                     log.error("Agent has no socket agent=%s: %s", agent.row.name, error)
                     nursery.start_soon(self._keeper(agent).run)
-            nursery.start_soon(self._end_leftovers, [agent.row.name for agent in left])
+            nursery.start_soon(self._end_leftovers)
             task_status.started()
             await trio.sleep_forever()
 
@@ -283,7 +284,7 @@ class Supervisor:
         if row.uid_base is not None or self.isolation == "none":
             return row
         try:
-            uid_base = self._allocate(await self._store.read(agents.all_agents))
+            uid_base = self._allocate(row.name, await self._store.read(agents.all_agents))
         except (NoRangeLeft, OSError) as error:
             log.error("Agent gets no uids agent=%s: %s", row.name, error)
             return row
@@ -348,9 +349,9 @@ class Supervisor:
     def _forget(self, name: str) -> None:
         del self._agents[name]
 
-    async def _end_leftovers(self, known: Sequence[str]) -> None:
+    async def _end_leftovers(self) -> None:
         try:
-            await self._machines.leftovers(known)
+            await self._machines.leftovers(self._agents)
         except TROUBLE as error:
             log.error("Machines that nobody knows cannot be ended: %s", describe(error))
 

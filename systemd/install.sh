@@ -122,8 +122,9 @@ next() {
 Installed $("$home/bin/python3" -I -c 'from hive_core.wire.version import VERSION; print("hyperhive", VERSION)') in $home.  Next:
 
     usermod -aG hive-admin NAME          who may operate the hive, from the next login on
-    hive-core image build debian         a first image for machines
-    systemctl enable --now hive-core     then: hive doctor
+    systemctl enable --now hive-core     the daemon, and its socket
+    hive image build debian              a first image for machines; about a minute
+    hive doctor                          what this host still lacks, and how to mend it
 END
     [ ! -d "$home.old" ] || echo "
 An agent that runs goes on with the old version until:  hive rebuild AGENT"

@@ -56,6 +56,17 @@ COMMANDS: Final[dict[str, Entry]] = {
     "version": Entry("version", "This program", "Print the version of this program"),
 }
 
+INSTEAD: Final = {
+    "purge": "destroy AGENT --purge",
+    "delete": "destroy", "rm": "destroy", "remove": "destroy",
+    "create": "spawn", "launch": "spawn", "new": "spawn",
+    "list": "ls", "ps": "ls", "info": "show", "describe": "show",
+    "poweroff": "stop", "terminate": "stop", "reboot": "restart", "update": "rebuild",
+    "attach": "shell", "console": "shell", "enter": "shell", "run": "exec",
+    "log": "logs", "images": "image ls", "check": "doctor",
+}  # fmt: skip
+"""What other programs for machines call it."""
+
 COMPLETION_VARIABLE: Final = "_HIVE_COMPLETE"
 
 
@@ -230,6 +241,7 @@ class CommandTable(click.Group):
             import difflib
 
             near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+            near = [INSTEAD[name]] if name in INSTEAD else near
             raise problems.Problem(
                 problems.USAGE,
                 f"cannot run {name!r}: there is no such command",

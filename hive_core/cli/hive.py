@@ -10,6 +10,10 @@ from hive_core.wire.client import Client, RequestFailed, TimedOut, Unreachable
 
 TIMEOUT_S: Final = 30.0
 
+_HOW_TO_GET_IN: Final = (
+    "it is for root and the group hive-admin; as root: usermod -aG hive-admin USER, then log in anew"
+)
+
 Row = dict[str, Any]
 
 
@@ -54,7 +58,7 @@ class Hive:
         raise Problem(
             UNREACHABLE,
             f"cannot follow any longer: the daemon at {self.path} closed the connection",
-            self._hint,
+            "it was restarted or has ended: run this again",
         )
 
     def roster(self, *, timeout_s: float | None = None) -> dict[str, Row]:
@@ -73,13 +77,15 @@ class Hive:
             return roster[agent]
         except KeyError:
             raise Problem(
-                NOT_FOUND, f"cannot show {agent}: no agent is named so", nearest([agent], list(roster))
+                NOT_FOUND,
+                f"cannot find agent {agent!r}: it is not managed by this hive",
+                nearest([agent], list(roster)),
             ) from None
 
     def _problem(self, error: Exception, request: dict[str, Any], agents: Sequence[str]) -> Problem:
         problem = of_error(error)
         if isinstance(error, Unreachable):
-            problem.hint = self._hint
+            problem.hint = _HOW_TO_GET_IN if error.is_denied else self._hint
         elif isinstance(error, TimedOut):
             text = f"cannot go on: the daemon at {self.path} did not answer {request['cmd']!r} in time"
             problem = Problem(TIMED_OUT, text)

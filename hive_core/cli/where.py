@@ -6,6 +6,10 @@ from typing import Final, NamedTuple
 SYSTEM_SOCKET: Final = "/run/hyperhive/host.sock"
 
 
+SYSTEM_CONFIG: Final = "/etc/hyperhive/config.toml"
+"""Where this is, hive-core has been installed for the host."""
+
+
 class Place(NamedTuple):
     socket: str
     hint: str
@@ -25,7 +29,10 @@ def find(socket: str | None = None, home: str | None = None) -> Place:
     if os.path.exists(SYSTEM_SOCKET):  # noqa: PTH110 - pathlib costs the start of `hive` 3 ms
         return Place(SYSTEM_SOCKET, "start it with: systemctl start hive-core")
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111
-    return Place(f"{state}/hyperhive/run/host.sock", f"there is no {SYSTEM_SOCKET} either; {_either()}")
+    own = f"{state}/hyperhive/run/host.sock"
+    if os.path.exists(SYSTEM_CONFIG) and not os.path.exists(own):  # noqa: PTH110
+        return Place(SYSTEM_SOCKET, "start it with: systemctl start hive-core.socket hive-core.service")
+    return Place(own, f"there is no {SYSTEM_SOCKET} either; {_either()}")
 
 
 def _in_home(home: str) -> Place:

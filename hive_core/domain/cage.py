@@ -10,13 +10,11 @@ from enum import StrEnum
 from typing import Final
 
 from hive_core.config import Machines
+from hive_core.domain.machine_names import MAX_MACHINE_NAME, MachineNames
 from hive_core.wire.ids import MANAGER
 
 UID_RANGE: Final = 65536
 """Users of one machine: its root is the first of them."""
-
-MAX_MACHINE_NAME: Final = 64
-"""systemd's limit."""
 
 _SIZE: Final = re.compile(r"(\d{1,15})([KMGT]?)\Z")
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -97,7 +95,7 @@ def resolve(agent: str, uid_base: int, shape: Shape, machines: Machines) -> Cage
         CannotStart: the machine's name would be too long for systemd, or a limit of the configuration
             cannot be read.
     """
-    machine = machines.prefix + agent
+    machine = MachineNames(machines.prefix).machine(agent)
     if len(machine) > MAX_MACHINE_NAME:
         raise CannotStart(
             f"cannot start {agent}: its machine would be called {machine}, {len(machine)} characters, and"

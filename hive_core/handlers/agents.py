@@ -2,6 +2,7 @@
 
 from hive_core.feed import Overtaken, RowChanged
 from hive_core.handlers.deps import Deps, Emit, Peer
+from hive_core.handlers.machines import check_image
 from hive_core.handlers.rows import agent_row
 from hive_core.wire import host
 from hive_core.wire.errors import ErrorCode, Refused
@@ -61,6 +62,7 @@ async def kill(deps: Deps, _peer: Peer, request: host.Kill) -> host.Reply:
 
 
 async def restart(deps: Deps, _peer: Peer, request: host.Restart) -> host.Reply:
+    await check_image(deps, request.name, "restart")
     await deps.supervisor.restart(request.name)
     return host.Reply()
 

@@ -31,19 +31,44 @@ async def spawn(deps: Deps, _peer: Peer, request: host.Spawn) -> host.Reply:
     )
     _check_memory("spawn", request.name, shape)
     if shape != Shape():
-        cages = _cages(deps, f"spawn {request.name} with an image, a network or limits")
-        if shape.image is not None:
-            try:
-                await trio.to_thread.run_sync(cages.images.resolve, shape.image, request.name)
-            except (CannotStart, OSError) as error:
-                raise Refused(ErrorCode.PRECONDITION_FAILED, describe(error)) from None
+        _cages(deps, f"spawn {request.name} with an image, a network or limits")
+    if request.name not in deps.supervisor.names:
+        why = await _why_no_image(deps, request.name, shape)
+        if why is not None:
+            raise Refused(ErrorCode.PRECONDITION_FAILED, f"cannot spawn {request.name}: {why}")
     await deps.supervisor.spawn(request.name, shape)
     return host.Reply()
 
 
 async def rebuild(deps: Deps, _peer: Peer, request: host.Rebuild) -> host.Reply:
+    await check_image(deps, request.name, "rebuild")
     await deps.supervisor.rebuild(request.name)
     return host.Reply()
+
+
+async def check_image(deps: Deps, name: str, verb: str) -> None:
+    """See that a running machine that is to be started anew has something to start from.
+
+    Raises:
+        Refused: NOT_FOUND; PRECONDITION_FAILED: it has not, and would only be stopped.
+    """
+    agent = deps.supervisor.agent(name)
+    why = await _why_no_image(deps, name, agent.row.shape) if agent.machine is not None else None
+    if why is not None:
+        text = f"cannot {verb} {name}: {why}; its machine is left running"
+        raise Refused(ErrorCode.PRECONDITION_FAILED, text)
+
+
+async def _why_no_image(deps: Deps, name: str, shape: Shape) -> str | None:
+    """Say what is wrong with the image that agent *name* would start from, None if nothing is."""
+    if deps.cages is None:
+        return None
+    image = shape.image if shape.image is not None else deps.config().machines.image
+    try:
+        await trio.to_thread.run_sync(deps.cages.images.resolve, image, name)
+    except (CannotStart, OSError) as error:
+        return describe(error).removeprefix(f"cannot start {name}: ")
+    return None
 
 
 async def set_limits(deps: Deps, _peer: Peer, request: host.SetLimits) -> host.Reply:
@@ -204,5 +229,5 @@ def _parsed(verb: str, name: str, parse: Callable[[str], int], text: str | None)
 
 def _check_memory(verb: str, name: str, shape: Shape) -> None:
     if shape.memory_max_bytes is not None and shape.memory_max_bytes < MIN_MEMORY_BYTES:
-        little = f"with {shape.memory_max_bytes} bytes of memory no machine boots; 64M is the least"
+        little = "with so little memory no machine boots; 64M is the least"
         raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot {verb} {name}: {little}")

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from hive_core.domain.clock import rfc3339
 from hive_core.domain.event import Event
 from hive_core.domain.machine import Wanted
+from hive_core.domain.machine_names import MachineNames
 from hive_core.handlers.deps import Deps
 from hive_core.store.mailbox import StoredMessage
 from hive_core.wire import host
@@ -101,4 +102,4 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
 
 
 def _machine_name(deps: Deps, name: str) -> str | UnsetType:
-    return deps.config().machines.prefix + name if deps.cages is not None else UNSET
+    return UNSET if deps.cages is None else MachineNames(deps.config().machines.prefix).machine(name)

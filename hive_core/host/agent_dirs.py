@@ -48,6 +48,16 @@ def make(layout: Layout, name: str, uid: int, manager_uid: int | None) -> None:
             _make_config(layout, entry.name, manager_uid)
 
 
+def owner_of_configs(layout: Layout) -> int:
+    """Give the uid that configurations belong to: that of a manager, destroyed or not; ours if nobody's."""
+    for entry in sorted(layout.configs.iterdir()):
+        with suppress(FileNotFoundError):
+            owner = (entry / "config").lstat().st_uid
+            if owner != os.geteuid():
+                return owner
+    return os.geteuid()
+
+
 def _make_config(layout: Layout, name: str, manager_uid: int | None) -> None:
     parent = layout.config_of(name).parent
     parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from hive_core.host.turn_sums import STATS_FILE, sum_up
 EVENTS_FILE: Final = "hyperhive-events.sqlite"
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 MAX_PAYLOAD_BYTES: Final = 256 * 2**10
+NAMES_AT_ONCE: Final = 10_000
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
@@ -128,10 +130,9 @@ def _empty(root: int) -> None:
     Raises:
         OSError: something cannot be deleted; its filename is where it was found.
     """
-    moved = 0
     taken = _MovedNames()
     while True:
-        names = os.listdir(root)
+        names = _names_in(root)
         if not names:
             return
         for name in names:
@@ -140,21 +141,27 @@ def _empty(root: int) -> None:
                 continue
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=_writable(name, root))
             try:
-                for inner in os.listdir(fd):  # noqa: PTH208 - of a descriptor
-                    if not _is_directory(inner, fd):
-                        os.unlink(inner, dir_fd=fd)
-                        continue
-                    try:
-                        os.rmdir(inner, dir_fd=fd)
-                    except OSError as error:
-                        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                            raise
-                        _writable(inner, fd)
-                        moved += 1
-                        os.rename(inner, taken.next(root), src_dir_fd=fd, dst_dir_fd=root)
+                while inners := _names_in(fd):
+                    for inner in inners:
+                        if not _is_directory(inner, fd):
+                            os.unlink(inner, dir_fd=fd)
+                            continue
+                        try:
+                            os.rmdir(inner, dir_fd=fd)
+                        except OSError as error:
+                            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                                raise
+                            _writable(inner, fd)
+                            os.rename(inner, taken.next(root), src_dir_fd=fd, dst_dir_fd=root)
             finally:
                 os.close(fd)
             os.rmdir(name, dir_fd=root)
+
+
+def _names_in(directory: int) -> list[str]:
+    """Give what is in the open *directory*; only some of it when all might be too much for our memory."""
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in itertools.islice(entries, NAMES_AT_ONCE)]
 
 
 class _MovedNames:

@@ -12,6 +12,7 @@ from hive_core.config import Config
 from hive_core.domain.address import NoPairLeft, Pair, pair_of, parse_subnet
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import Cage, CannotStart, resolve
+from hive_core.domain.machine_names import MachineNames
 from hive_core.host import machine_environment, machine_files, nspawn
 from hive_core.host.images import Image, Images
 from hive_core.host.machine_environment import BadEnvironment
@@ -25,17 +26,17 @@ DIGEST_S: Final = 30.0
 
 
 class Blueprints:
-    """*config* is asked each time; the prefix of machine names holds until the daemon ends."""
+    """*config* is asked each time; the names of machines hold until the daemon ends."""
 
     def __init__(self, layout: Layout, config: Callable[[], Config], images: Images) -> None:
         self._layout = layout
         self._config = config
         self._images = images
-        self.prefix: Final = config().machines.prefix
+        self.names: Final = MachineNames(config().machines.prefix)
         self._digests: dict[str, tuple[object, float, str | None]] = {}
 
     def machine(self, agent: str) -> str:
-        return self.prefix + agent
+        return self.names.machine(agent)
 
     def cage(self, row: AgentRow) -> Cage:
         """Decide all that the row leaves open.

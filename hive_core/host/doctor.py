@@ -150,6 +150,11 @@ def service(host: Host, _config: Config) -> Check:
     if not host.run_dir_preserved:
         mend = "systemctl edit hive-core   # [Service] RuntimeDirectoryPreserve=yes"
         return _fail(name, "its end would take the sockets of running machines away", mend)
+    if host.unit_state == "failed":
+        return _fail(name, "has failed", "journalctl -u hive-core -n 20   # says why")
+    if host.unit_state == "inactive":
+        mend = "systemctl enable --now hive-core.socket hive-core.service"
+        return _warn(name, "is inactive: nobody keeps the machines of agents", mend)
     return _ok(name, f"is {host.unit_state}")
 
 
@@ -246,9 +251,23 @@ def network(host: Host, config: Config) -> Check:
         text += "; veth needs nft, which is not on PATH"
         make = _fail if default == "veth" else _ok
         return make(name, text, "apt install nftables")
+    if host.forward_drops and (default == "veth" or host.veth_links):
+        drops = " and ".join(host.forward_drops)
+        text += f"; but {drops} of the packet filter may drop what agents with veth send"
+        return _warn(name, text, _let_through(host, config.machines.subnet))
     if not host.ip_forward:
         text += "; the first link switches net.ipv4.ip_forward on"
     return _ok(name, text)
+
+
+def _let_through(host: Host, subnet: str) -> str:
+    if any("firewalld" in chain for chain in host.forward_drops):
+        return f"firewall-cmd --permanent --zone=trusted --add-source={subnet} && firewall-cmd --reload"
+    chain = "DOCKER-USER" if host.docker else "FORWARD"
+    return (
+        f"iptables -I {chain} -s {subnet} -j ACCEPT\n"
+        f"iptables -I {chain} -d {subnet} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+    )
 
 
 CHECKS: Final[tuple[Callable[[Host, Config], Check | None], ...]] = (

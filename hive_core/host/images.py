@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from hive_core.domain.cage import Cage, CannotStart, Network
+from hive_core.domain.machine_names import MachineNames
 from hive_core.host import image_build, machine_root, process
 from hive_core.host.image_build import NoImage
 from hive_core.host.tree import python_of, python_of_harness, read_pretty_name, resolve_in, resolve_link_chain
@@ -74,7 +75,7 @@ class Images:
     """The images of this host.
 
     *harness* is what machines get at /opt/hyperhive, if it is to be checked against an image; *prefix*
-    begins the names of our machines, whose roots lie among the images.
+    begins the names of our machines (`MachineNames`), whose roots lie among the images.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Images:
     ) -> None:
         self.machines_dir = machines_dir
         self._harness = harness
-        self._prefix = prefix
+        self._names = MachineNames(prefix)
 
     def list(self) -> Sequence[Image]:
         """Give the trees there are, by name."""
@@ -114,19 +115,36 @@ class Images:
         """Make the root of a machine that does not run, and put away what its last run left.
 
         Raises:
+            CannotStart: there is one that we did not make.
             OSError: the disk is full, or read-only.
         """
         self.remove_root(cage.machine)
         self._own_dir().mkdir(mode=0o700, exist_ok=True)
         root, uppers = self.machines_dir / cage.machine, upper_dir(self.machines_dir, cage.machine)
+        if os.path.lexists(root):
+            raise CannotStart(
+                f"cannot start {cage.agent}: {root} is there and was not made by this hive; move it away, or"
+                " set another machines.prefix"
+            )
         top = machine_root.Top(image.path, image.directories) if image.kind is Kind.TREE else None
         names = self._resolv_conf() if top is not None and cage.network is Network.VETH else None
         machine_root.make(root, uppers, cage, top, names)
 
     def remove_root(self, machine: str) -> None:
-        """Put away the root of *machine*, which does not run.  `sweep` deletes it."""
-        for path in (upper_dir(self.machines_dir, machine), self.machines_dir / machine):
-            self._discard(path)
+        """Put away the root of *machine*, which does not run, if we made it.  `sweep` deletes it."""
+        uppers = upper_dir(self.machines_dir, machine)
+        if uppers.is_dir():
+            self._discard(self.machines_dir / machine)
+            # Made first and put away last: they say that the root is ours, and no machine of somebody else's.
+            self._discard(uppers)
+
+    def rooted(self) -> Sequence[str]:
+        """Give the machines that have a root of ours, running or not."""
+        try:
+            entries = sorted(self._own_dir().iterdir())
+        except FileNotFoundError:
+            return []
+        return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
 
     async def sweep(self) -> None:
         """Delete what was put away.  It may take minutes: agents like to have many files.
@@ -219,8 +237,9 @@ class Images:
         """
         if not _IMAGE_NAME.match(name):
             raise NoImage(f"cannot {verb} image {name[:80]!r}: a name is letters, digits and . _ - only")
-        if name.startswith(self._prefix):
-            raise NoImage(f"cannot {verb} image {name}: {self._prefix}… are the machines of agents")
+        if self._names.covers(name):
+            ours = f"{self._names.prefix}… and {self._names.manager}"
+            raise NoImage(f"cannot {verb} image {name}: {ours} are the machines of agents")
 
     @staticmethod
     def _resolv_conf() -> bytes | None:
@@ -242,7 +261,7 @@ class Images:
         path.rename(self._own_dir() / f".trash-{secrets.token_hex(8)}")
 
     def _tree(self, name: str) -> Image | None:
-        if not _IMAGE_NAME.match(name) or name.startswith(self._prefix):
+        if not _IMAGE_NAME.match(name) or self._names.covers(name):
             return None
         try:
             path = (self.machines_dir / name).resolve(strict=True)
@@ -277,7 +296,7 @@ class Images:
     def _why_no_tree(self, name: str) -> str:
         if not _IMAGE_NAME.match(name):
             return f"{name[:80]!r} is no name of an image"
-        if name.startswith(self._prefix):
+        if self._names.covers(name):
             return f"{name} is the root of a machine, no image"
         if not (self.machines_dir / name).exists():
             known = ", ".join(tree.name for tree in self.list()[:8])

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -162,7 +162,7 @@ class LocalMachines:
     async def forget(self, agent: str) -> None:
         """Do nothing: all there is of it lies in the agent's own directories."""
 
-    async def leftovers(self, known: Sequence[str]) -> None:
+    async def leftovers(self, known: Collection[str]) -> None:
         """Do nothing: a harness without a daemon ends by itself."""
 
     async def facts(self, row: AgentRow) -> MachineFacts:  # noqa: ARG002

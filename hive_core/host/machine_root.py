@@ -40,8 +40,9 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
         _make(root / directory)
     _write(root / "usr/lib/os-release", "")
     etc = root / "etc"
+    own = ("state", "agents") if cage.is_manager else ("agents", f"agents/{cage.agent}")
     if top is not None:
-        _copy_top(top, root, uppers)
+        _copy_top(top, root, uppers, besides=own)
         _make(uppers / "etc")
         etc = uppers / "etc"
         # Empty: systemd takes the id that nspawn has for it, and not the image's, which all machines share.
@@ -51,7 +52,6 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
         (etc / "resolv.conf").write_bytes(resolv_conf)
         (etc / "resolv.conf").chmod(0o644)
     # Where binds go: nspawn would make them too, but as nobody's.
-    own = ("state", "agents") if cage.is_manager else ("agents", f"agents/{cage.agent}")
     for directory in own:
         _make(root / directory)
     _write(etc / "hostname", f"{cage.agent}\n")
@@ -61,17 +61,18 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
         _give(uppers, cage.uid_base)
 
 
-def _copy_top(top: Top, root: Path, uppers: Path) -> None:
+def _copy_top(top: Top, root: Path, uppers: Path, besides: Sequence[str]) -> None:
     """Give *root* the directories and links at the top of the image, and each of the former an upper.
 
-    An overlay shows the mode and the owner of its upper directory.
+    An overlay shows the mode and the owner of its upper directory.  No link gets a name of *besides*: who
+    makes directories there would make them where it leads to, on the host.
     """
     for name in top.directories:
         mode = stat.S_IMODE((top.tree / name).stat().st_mode) & 0o1777
         _make(uppers / name, mode)
         _make(root / name, mode)
     for entry in top.tree.iterdir():
-        if entry.is_symlink() and not os.path.lexists(root / entry.name):
+        if entry.is_symlink() and entry.name not in besides and not os.path.lexists(root / entry.name):
             (root / entry.name).symlink_to(entry.readlink())
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from hive_core.domain.machine_names import MachineNames
 from hive_core.host import machinectl, process
 from hive_core.host.process import CommandError
 
@@ -21,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class MachineWatch:
-    """The machines whose names begin with *prefix*.
+    """The machines that *names* covers.
 
     *appeared* is called with the name of a machine that runs and did not when one last looked.
     """
 
-    def __init__(self, prefix: str, appeared: Callable[[str], None]) -> None:
-        self._prefix = prefix
+    def __init__(self, names: MachineNames, appeared: Callable[[str], None]) -> None:
+        self._names = names
         self._appeared = appeared
         self._units: dict[str, str] | None = None
         """The ActiveState of each unit, by its machine; None: nobody has looked yet."""
@@ -63,7 +64,7 @@ class MachineWatch:
         """
         async with self._looking:
             known = self._units
-            listed = await machinectl.units(f"systemd-nspawn@{self._prefix}*.service")
+            listed = await machinectl.units(*map(machinectl.unit_pattern, self._names.patterns))
             found = {machinectl.machine_of(unit.name): unit.active_state for unit in listed}
             self._units = {machine: state for machine, state in found.items() if machine is not None}
             for machine, state in self._units.items():
@@ -106,6 +107,6 @@ class MachineWatch:
         ) as lines:
             while batch := await lines.receive():
                 signals = [machinectl.read_signal(line) for line in batch]
-                if any(signal is not None and signal[0].startswith(self._prefix) for signal in signals):
+                if any(signal is not None and self._names.covers(signal[0]) for signal in signals):
                     await self._look_and_log()
             return await lines.end()

@@ -116,6 +116,11 @@ def unit_of(machine: str) -> str:
     return f"systemd-nspawn@{machine}.service"
 
 
+def unit_pattern(machines: str) -> str:
+    """Give the shell pattern of the units that run the machines which match the pattern *machines*."""
+    return f"systemd-nspawn@{machines}.service"
+
+
 def machine_of(unit: str) -> str | None:
     """Give the machine that *unit* runs, None if it runs none."""
     machine = unit.removeprefix("systemd-nspawn@").removesuffix(".service")
@@ -253,15 +258,14 @@ async def unit_state(unit: str) -> UnitState:
         raise CommandError(f"{' '.join(argv)}: no such answer was expected: {error!r}") from None
 
 
-async def units(pattern: str) -> list[ListedUnit]:
-    """Give the loaded units whose names match the shell *pattern*.
+async def units(*patterns: str) -> list[ListedUnit]:
+    """Give the loaded units whose names match one of the shell *patterns*.
 
     Raises:
         CommandError: systemd does not answer.
     """
-    rows = await _call(
-        *_SYSTEMD, "org.freedesktop.systemd1.Manager", "ListUnitsByPatterns", "asas", "0", "1", pattern
-    )
+    strings = ("0", str(len(patterns)), *patterns)
+    rows = await _call(*_SYSTEMD, "org.freedesktop.systemd1.Manager", "ListUnitsByPatterns", "asas", *strings)
     try:
         return [ListedUnit(str(row[0]), str(row[3]), str(row[4])) for row in rows[0]]
     except (IndexError, TypeError):

@@ -8,6 +8,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ WORKER_S: Final = 15.0
 """It imports pyroute2, which takes half a second on a slow machine."""
 NFT_S: Final = 15.0
 TABLE: Final = "hyperhive"
+ROUTES: Final = Path("/proc/net/route")
 _WORKER: Final = (
     # A unit of its own: it may enter namespaces, which the daemon must not.
     *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"),
@@ -116,6 +118,12 @@ class Links:
         await _nft("-f", "-", said_to=render_rules(subnet))
         listed = await _list_sources()
         await _nft("-f", "-", said_to=render_admission(interface, pair, parse_sources(listed)))
+
+
+def is_up(interface: str, routes: Path = ROUTES) -> bool:
+    """Whether *interface* has an address and is up: then there is a route."""
+    with routes.open() as file:
+        return any(line.split("\t", 1)[0] == interface for line in file)
 
 
 def render_rules(subnet: IPv4Network) -> str:

@@ -177,6 +177,8 @@ StartLimitIntervalSec=0
 
 [Service]
 Slice=machine-hive.slice
+# systemd would start a machine that reboots itself anew, with whatever it has written into its root.
+RestartForceExitStatus=
 # nspawn looks into the root for the version of systemd and finds none: the image is mounted later.
 Environment=SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 ExecStartPost={python} -I -m hive_core.host.seal $MAINPID {cage.uid_base} {kept_mask():x}

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from hive_core.host import machinectl
+from hive_core.host import cgroup, machinectl
 from hive_core.host.machinectl import UnitState, unit_of
 from hive_core.host.process import CommandError
 
@@ -122,3 +122,15 @@ class NspawnMachine:
 
     async def _is_down(self) -> bool:
         return (await machinectl.unit_state(unit_of(self.machine))).is_down
+
+
+def open_process(pid: int, unit: str) -> int:
+    """Give a descriptor of process *pid*, -1 when it is gone or its number has become that of another one."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    if cgroup.unit_of(pid) == unit:
+        return pidfd
+    os.close(pidfd)
+    return -1

@@ -5,11 +5,9 @@ What is not signed by us is never touched, whatever it is called.
 """
 
 import logging
-import os
-import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -18,25 +16,21 @@ import trio
 from hive_core.config import Config
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import Cage, CannotStart, MachineFacts, Network, Usage
-from hive_core.host import cgroup, journal, machine_files, machinectl, nspawn, usage
+from hive_core.host import cgroup, journal, machine_files, machinectl, netlink, nspawn, usage
 from hive_core.host.blueprint import Blueprints
 from hive_core.host.images import Images
 from hive_core.host.machine_watch import MachineWatch
 from hive_core.host.machinectl import unit_of
 from hive_core.host.netlink import Link, Links, NoLink
-from hive_core.host.nspawn_machine import NspawnMachine
+from hive_core.host.nspawn_machine import NspawnMachine, open_process
 from hive_core.host.process import CommandError
 from hive_core.layout import Layout
-from hive_core.wire.ids import AGENT_NAME_PATTERN
 
 CLEAN_UP_S: Final = 20.0
 """For ending what a failed start has left."""
-DECLARED_S: Final = 30.0
-"""How long a look at what a start would give is good for: images are files."""
 REASON_LINES: Final = 3
 MAX_REASON_CHARS: Final = 600
 
-_AGENT_NAME: Final = re.compile(AGENT_NAME_PATTERN)
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +38,7 @@ log = logging.getLogger(__name__)
 class NspawnMachines:
     """Starts and finds the machines of agents.
 
-    *config* is asked at each start.  The prefix of their names holds until the daemon ends.  *appeared* is
+    *config* is asked at each start.  Their names hold until the daemon ends.  *appeared* is
     called with an agent whose machine runs and was not started here.
     """
 
@@ -62,8 +56,8 @@ class NspawnMachines:
         self._images = images
         self._blueprints = Blueprints(layout, config, images)
         self._tell_appeared = appeared
-        self._prefix = self._blueprints.prefix
-        self._watch = MachineWatch(self._prefix, self._appeared)
+        self._names = self._blueprints.names
+        self._watch = MachineWatch(self._names, self._appeared)
         self._links = Links()
         self._running: dict[str, NspawnMachine] = {}
         self._starting: set[str] = set()
@@ -117,7 +111,7 @@ class NspawnMachines:
         if digest is None:
             return None
         leader = await machinectl.leader(machine, unit) or unit.main_pid
-        pidfd = _open_process(unit.main_pid, unit_of(machine))
+        pidfd = open_process(unit.main_pid, unit_of(machine))
         if known is not None:
             self._ended(known)
         found = NspawnMachine(machine, unit, leader, pidfd, digest, self._ended)
@@ -125,15 +119,15 @@ class NspawnMachines:
         return found
 
     def _ended(self, machine: NspawnMachine) -> None:
-        agent = machine.machine.removeprefix(self._prefix)
-        if self._running.get(agent) is machine:
+        agent = self._names.agent(machine.machine)
+        if agent is not None and self._running.get(agent) is machine:
             del self._running[agent]
             self._watch.note(machine.machine, "inactive")
         machine.close()
 
     def _appeared(self, machine: str) -> None:
-        agent = machine.removeprefix(self._prefix)
-        if agent not in self._starting and agent not in self._running and _AGENT_NAME.match(agent):
+        agent = self._names.agent(machine)
+        if agent is not None and agent not in self._starting and agent not in self._running:
             self._tell_appeared(agent)
 
     def is_member(self, agent: str, pid: int) -> bool:
@@ -197,16 +191,16 @@ class NspawnMachines:
             raise CannotStart(f"cannot start {cage.agent}: its machine came up and ended at once")
         if cage.network is Network.VETH:
             try:
-                await self._connect(cage, started)
+                await self._connect(cage.agent, cage.uid_base, started)
             except (NoLink, CommandError) as error:
                 raise CannotStart(f"cannot start {cage.agent}: {error}") from None
         return started
 
-    async def _connect(self, cage: Cage, machine: NspawnMachine) -> None:
-        known = await machinectl.registered(cage.machine)
+    async def _connect(self, agent: str, uid_base: int, machine: NspawnMachine) -> None:
+        known = await machinectl.registered(machine.machine)
         if known is None or len(known.interfaces) != 1:
             raise NoLink("machined does not know its network link")
-        subnet, pair = self._blueprints.addresses(cage.agent, cage.uid_base)
+        subnet, pair = self._blueprints.addresses(agent, uid_base)
         link = Link(known.leader, machine.control_group, known.interfaces[0], pair)
         machine.interface = await self._links.connect(link, subnet)
 
@@ -247,7 +241,7 @@ class NspawnMachines:
             await machinectl.terminate(machine)
         await machinectl.stop(machine, timeout_s=CLEAN_UP_S)
         self._watch.note(machine, (await machinectl.unit_state(unit)).active_state)
-        known = self._running.get(machine.removeprefix(self._prefix))
+        known = self._running.get(self._names.agent(machine) or "")
         if known is not None:
             self._ended(known)
 
@@ -258,40 +252,47 @@ class NspawnMachines:
             OSError, CommandError: something could not be removed.
         """
         machine = self._blueprints.machine(agent)
-        if machine_files.applied_digest(machine, agent) is None:
-            return
-        await self._end(machine)
-        await machinectl.revert(machine)
+        is_signed = machine_files.applied_digest(machine, agent) is not None
+        if is_signed:
+            await self._end(machine)
+            # One that had to be killed would stay listed as failed for ever.
+            await machinectl.reset_failed(machine)
+            await machinectl.revert(machine)
+        elif not (await machinectl.unit_state(unit_of(machine))).is_down:
+            return  # somebody else's
+        else:
+            nspawn.drop_in_path(machine).unlink(missing_ok=True)  # of a start that did not come to sign
+        # What is on the disk outlives a boot of the host, and our signature does not.
         await trio.to_thread.run_sync(self._images.remove_root, machine)
         self._littered.set()
-        # What nspawn leaves of each machine.
-        (self._images.machines_dir / f".#{machine}.lck").unlink(missing_ok=True)
-        with suppress(OSError):
-            (nspawn.SETTINGS_DIR / "propagate" / machine).rmdir()
-        # Last: it says that the rest is ours.
-        machine_files.remove(machine, self._layout.agent(agent).run)
+        if is_signed:
+            # What nspawn leaves of each machine.
+            (self._images.machines_dir / f".#{machine}.lck").unlink(missing_ok=True)
+            with suppress(OSError):
+                (nspawn.SETTINGS_DIR / "propagate" / machine).rmdir()
+            # Last: it says that the rest is ours.
+            machine_files.remove(machine, self._layout.agent(agent).run)
 
-    async def leftovers(self, known: Sequence[str]) -> None:
+    async def leftovers(self, known: Collection[str]) -> None:
         """End and remove the machines of this hive whose agent is not *known*.
 
         Raises:
             OSError, CommandError: one could not be removed.
         """
-        for agent in await trio.to_thread.run_sync(self._signed):
+        for agent in await trio.to_thread.run_sync(self._all_of_ours):
             if agent not in known:
                 log.warning("Machine of nobody removed machine=%s", self._blueprints.machine(agent))
                 await self.forget(agent)
 
-    def _signed(self) -> list[str]:
-        """Give the agents whose machines have settings of ours."""
-        found = nspawn.SETTINGS_DIR.glob(f"{self._prefix}*.nspawn")
-        agents = (path.name.removesuffix(".nspawn").removeprefix(self._prefix) for path in found)
-        return [
+    def _all_of_ours(self) -> list[str]:
+        """Give the agents whose machines have settings or roots of ours."""
+        agents = {self._names.agent(path.stem) for path in nspawn.SETTINGS_DIR.glob("*.nspawn")}
+        signed = {
             agent
-            for agent in sorted(agents)
-            if _AGENT_NAME.match(agent)
-            and machine_files.applied_digest(self._blueprints.machine(agent), agent) is not None
-        ]
+            for agent in filter(None, agents)
+            if machine_files.applied_digest(self._blueprints.machine(agent), agent) is not None
+        }
+        return sorted(signed | set(filter(None, map(self._names.agent, self._images.rooted()))))
 
     # ── what a running one has ──────────────────────────────────────────────────────────────────
 
@@ -317,11 +318,21 @@ class NspawnMachines:
         uid_base = machine_files.linked_uid_base(machine.machine) if machine is not None else None
         if machine is None or uid_base is None:
             return
-        if machine.interface is None:  # an earlier daemon set it up
+        if machine.interface is None:  # an earlier daemon started it
             known = await machinectl.registered(machine.machine)
-            with suppress(OSError):  # the machine has just ended
-                if known is not None and len(known.interfaces) == 1:
-                    machine.interface = socket.if_indextoname(known.interfaces[0])
+            if known is None or len(known.interfaces) != 1:
+                return
+            try:
+                interface = socket.if_indextoname(known.interfaces[0])
+                if netlink.is_up(interface):
+                    machine.interface = interface
+                else:
+                    log.warning("Link was never set up, doing it now machine=%s", machine.machine)
+                    await self._connect(agent, uid_base, machine)
+            except OSError:
+                return  # the machine has just ended
+            except (NoLink, CannotStart) as error:
+                raise CommandError(str(error)) from None
         with suppress(CannotStart):
             subnet, pair = self._blueprints.addresses(agent, uid_base)
             if machine.interface is not None and await self._links.keep(machine.interface, pair, subnet):
@@ -386,15 +397,3 @@ class NspawnMachines:
         async with aclosing(journal.follow(unit_of(self._blueprints.machine(agent)), lines)) as batches:
             async for batch in batches:
                 yield batch
-
-
-def _open_process(pid: int, unit: str) -> int:
-    """Give a descriptor of process *pid*, -1 when it is gone or its number has become that of another one."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    if cgroup.unit_of(pid) == unit:
-        return pidfd
-    os.close(pidfd)
-    return -1

@@ -1,10 +1,12 @@
 """Looks at what this host has, for the doctor to judge.  It changes nothing, and nothing it meets ends it."""
 
 import grp
+import json
 import os
 import pwd
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,10 @@ import trio
 
 from hive_core.config import Config
 from hive_core.domain.cage import CannotStart
+from hive_core.domain.machine_names import MachineNames
 from hive_core.host import process
 from hive_core.host.images import MACHINES_DIR, Images
+from hive_core.host.netlink import TABLE as OWN_TABLE
 
 DEADLINE_S: Final = 10.0
 MAX_OUTPUT_BYTES: Final = 64 * 1024
@@ -77,6 +81,12 @@ class Host:
     taken_uids: tuple[tuple[str, int, int], ...]
     """Who has uids besides us: a name, the first and how many."""
     ip_forward: bool
+    forward_drops: tuple[str, ...]
+    """Chains that others have for what is forwarded, and that drop what they do not know."""
+    docker: bool
+    """One of the chains is Docker's."""
+    veth_links: bool
+    """A machine of ours has one now."""
 
 
 async def look(config: Config, root: Path = Path("/")) -> Host:
@@ -90,11 +100,14 @@ async def look(config: Config, root: Path = Path("/")) -> Host:
     mode, owner = _mode(root / run_dir.lstrip("/"))
     idmap = await _probe_idmap()
     systemd = (await _say("systemctl", "--version")).text
+    nft = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    chains = _chains((await _say(nft, "-j", "list", "chains")).text) if nft is not None else []
+    names = MachineNames(config.machines.prefix)
     return Host(
         systemd=_version(systemd),
         booted_by_systemd=(root / "run/systemd/system").is_dir(),
         missing_programs=tuple(name for name in PROGRAMS if shutil.which(name) is None),
-        nft=shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None,
+        nft=nft is not None,
         machined=(await _ping_machined()).problem,
         cgroup2=_is_cgroup2(root / "sys/fs/cgroup"),
         controllers=frozenset((_read(root / "sys/fs/cgroup/cgroup.controllers") or "").split()),
@@ -119,10 +132,16 @@ async def look(config: Config, root: Path = Path("/")) -> Host:
         images=await in_thread(_images, config, Path(harness_dir)),
         shadowing=tuple(
             str(path)
-            for path in sorted((root / "etc/systemd/nspawn").glob(f"{config.machines.prefix}*.nspawn"))
+            for path in sorted((root / "etc/systemd/nspawn").glob("*.nspawn"))
+            if names.covers(path.stem)
         ),
         taken_uids=await in_thread(_taken_uids, root),
         ip_forward=_number(root / "proc/sys/net/ipv4/ip_forward") == 1,
+        forward_drops=tuple(_drops(chain) for chain in chains if _is_dropping(chain)),
+        docker=any(chain.get("name") == "DOCKER-USER" for chain in chains),
+        veth_links=any(
+            names.covers(path.name.removeprefix("ve-")) for path in (root / "sys/class/net").glob("ve-*")
+        ),
     )
 
 
@@ -173,6 +192,26 @@ async def _ping_machined() -> _Said:
 async def _show_unit(*names: str) -> dict[str, str]:
     said = await _say("systemctl", "show", "hive-core.service", *(f"--property={name}" for name in names))
     return dict(line.split("=", 1) for line in said.text.splitlines() if "=" in line)
+
+
+def _chains(said: str) -> list[dict[str, object]]:
+    """Read what `nft -j list chains` says; nothing when it may not be asked."""
+    try:
+        items = json.loads(said)["nftables"]
+        return [item["chain"] for item in items if isinstance(item.get("chain"), dict)]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def _is_dropping(chain: Mapping[str, object]) -> bool:
+    """An accept elsewhere does not help against it: a packet has to get through every chain."""
+    forwards = chain.get("hook") == "forward" and chain.get("table") != OWN_TABLE
+    # Older ones of firewalld accept by policy, and reject in their last rule.
+    return forwards and (chain.get("policy") == "drop" or chain.get("table") == "firewalld")
+
+
+def _drops(chain: Mapping[str, object]) -> str:
+    return f"{chain.get('family')} {chain.get('table')} {chain.get('name')}"
 
 
 def _version(text: str) -> int | None:

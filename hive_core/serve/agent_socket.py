@@ -153,7 +153,9 @@ class _Session:
             with self._reading:
                 while True:
                     while (payload := self._decoder.next_payload()) is not None:
+                        began = trio.current_time()
                         self._take(payload)
+                        self._shares.account(len(payload), began)
                         taken += 1
                         if taken % CALLS_PER_TURN == 0:
                             await trio.lowlevel.checkpoint()
@@ -166,6 +168,7 @@ class _Session:
                     chunk = await self._connection.receive()
                     if not chunk:
                         return
+                    await self._shares.take_turn(len(chunk) + self._decoder.buffered_bytes)
                     self._decoder.receive_data(chunk)
         except ProtocolError as error:
             self._connection.send_nowait(

@@ -28,6 +28,12 @@ LAST_READ_POLL_S: Final = 0.02
 CALLS_PER_TURN: Final = 32
 """Taken from one connection before all others have had their turn."""
 
+LARGE_READ_BYTES: Final = 16 * 1024
+"""More than any but a rare message takes.  What is read beyond it, an agent's connections read in turn."""
+
+REST_TIMES: Final = 4
+"""The large requests of an agent may take a fifth of the daemon's time."""
+
 MAX_SLOW_CALLS: Final = 2
 """Of one agent, that may be reading the database or a file at once; the others wait in line."""
 
@@ -36,7 +42,7 @@ Key = TypeVar("Key")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shares:
     """What the connections of one agent share, so that it holds up nobody but itself."""
 
@@ -45,6 +51,25 @@ class Shares:
     slow: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_SLOW_CALLS))
     watched: set["OpenCalls[Any]"] = field(default_factory=set)
     """Those whose answers are done with a turn only when they have been read."""
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    rest_until: float = 0.0
+
+    async def take_turn(self, size_bytes: int) -> None:
+        """Wait before as much as *size_bytes* is looked at; a usual request does not.
+
+        Many connections that are all full would each be read, and what they hold be decoded, before anybody
+        else is served again: 64 lines of 1 MiB are half a second.  So it is one of them at a time, and then
+        nothing large for some times as long as that took.
+        """
+        if size_bytes > LARGE_READ_BYTES:
+            async with self.turn:
+                await trio.sleep_until(self.rest_until)
+
+    def account(self, size_bytes: int, began: float) -> None:
+        """Note how long a request of *size_bytes* was looked at."""
+        if size_bytes > LARGE_READ_BYTES:
+            now = trio.current_time()
+            self.rest_until = now + REST_TIMES * (now - began)
 
 
 class Answer(Protocol):

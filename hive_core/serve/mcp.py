@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.serve.calls import CALLS_PER_TURN, OpenCalls, Shares
 from hive_core.serve.mcp_tools import ListedTool, Tool, listed_for, tools_for
-from hive_core.wire.envelope import DECODE_ERRORS, explain
+from hive_core.wire.envelope import DECODE_ERRORS, MAX_EXPLAINED_BYTES, explain
 from hive_core.wire.errors import Disconnected, ErrorCode, LineTooLong, Refused
 from hive_core.wire.lines import LineDecoder
 from hive_core.wire.stream import Connection
@@ -132,7 +132,7 @@ async def answer(
     """Serve a connection, whose *first* bytes have come, until the client leaves or *stop* is set."""
     async with trio.open_nursery() as nursery:
         calls: OpenCalls[RpcId] = OpenCalls(deps, peer, connection, shares, nursery)
-        session = _Session(peer, connection, calls)
+        session = _Session(peer, connection, shares, calls)
         nursery.start_soon(session.stop_reading_when, stop)
         shares.watched.add(calls)
         try:
@@ -177,8 +177,8 @@ class _ToolAnswer:
 
 
 class _Session:
-    def __init__(self, peer: Peer, connection: Connection, calls: OpenCalls[RpcId]) -> None:
-        self._peer, self._connection, self._calls = peer, connection, calls
+    def __init__(self, peer: Peer, connection: Connection, shares: Shares, calls: OpenCalls[RpcId]) -> None:
+        self._peer, self._connection, self._shares, self._calls = peer, connection, shares, calls
         self._decoder = LineDecoder()
         self._reading = trio.CancelScope()
         self._tools = tools_for(peer.role)
@@ -203,6 +203,7 @@ class _Session:
     async def _read(self, chunk: bytes) -> None:
         taken = 0
         while chunk:
+            await self._shares.take_turn(len(chunk) + self._decoder.buffered_bytes)
             self._decoder.receive_data(chunk)
             while True:
                 try:
@@ -213,7 +214,9 @@ class _Session:
                 if line is None:
                     break
                 if line.strip():
+                    began = trio.current_time()
                     self._take(line)
+                    self._shares.account(len(line), began)
                     taken += 1
                     if taken % CALLS_PER_TURN == 0:
                         await trio.lowlevel.checkpoint()
@@ -303,6 +306,8 @@ def _read_line(line: bytes) -> _Incoming:
 
 
 def _why_unreadable(line: bytes, error: Exception) -> _RpcError:
+    if len(line) > MAX_EXPLAINED_BYTES:
+        return _RpcError(PARSE_ERROR, f"cannot read the line: {_explain(error)}")
     try:
         value = _ANYTHING.decode(line)
     except DECODE_ERRORS as unreadable:

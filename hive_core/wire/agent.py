@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
+from hive_core.wire.envelope import DECODE_ERRORS, MAX_EXPLAINED_BYTES, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import Label, RowId, UnixSeconds
 from hive_core.wire.limits import (
@@ -19,6 +19,7 @@ from hive_core.wire.limits import (
     MAX_LOG_LINES,
     MAX_PUBLISH_EVENTS,
     MAX_RECV_MESSAGES,
+    MAX_REQUEST_BYTES,
     MAX_ROWS,
     MAX_STATUS_CHARS,
 )
@@ -344,6 +345,12 @@ def decode_request(raw: msgspec.Raw | bytes) -> AnyRequest:
     Raises:
         Refused: INVALID_ARGUMENT, naming the request and the field.
     """
+    size = len(memoryview(raw))
+    if size > MAX_REQUEST_BYTES:
+        raise Refused(
+            ErrorCode.INVALID_ARGUMENT,
+            f"cannot read the request: it has {size} bytes, the limit is {MAX_REQUEST_BYTES}",
+        )
     try:
         request = _REQUEST.decode(raw)
     except DECODE_ERRORS as error:
@@ -368,6 +375,8 @@ def decode_command(raw: msgspec.Raw | bytes) -> Command:
 def _explain(raw: msgspec.Raw | bytes, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if len(memoryview(raw)) > MAX_EXPLAINED_BYTES:
+        return explain(error)
     try:
         request = _ANYTHING.decode(raw)
     except DECODE_ERRORS:

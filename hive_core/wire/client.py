@@ -20,7 +20,7 @@ _WHY_UNREACHABLE: Final = {
     errno.ENOENT: "there is no socket",
     errno.ENOTDIR: "there is no socket",
     errno.ECONNREFUSED: "a socket is there but nobody listens",
-    errno.EACCES: "permission denied: are you in the group hive-admin?",
+    errno.EACCES: "permission denied",
     errno.EAGAIN: "the daemon accepts no connection",
 }
 
@@ -32,6 +32,11 @@ class Unreachable(Exception):
         super().__init__(f"cannot reach the daemon at {path}: {why}")
         self.path = path
         self.why = why
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether one answers, but not this user."""
+        return self.why == _WHY_UNREACHABLE[errno.EACCES]
 
 
 class TimedOut(Exception):

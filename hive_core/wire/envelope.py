@@ -79,6 +79,10 @@ _TO_HARNESS: Final[msgspec.msgpack.Decoder[ToHarness]] = msgspec.msgpack.Decoder
 # Everything that msgspec raises on hostile bytes: deep nesting is a RecursionError.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
+MAX_EXPLAINED_BYTES: Final = 64 * 1024
+"""Of a request that cannot be read and is larger, msgspec's own words must do: to look what it would have
+been, all of it is made into objects, and 16 MiB are a gigabyte of them and a second."""
+
 # msgspec quotes an unknown tag whole, and a hostile one is as long as its frame.
 _MAX_EXPLANATION_CHARS: Final = 300
 

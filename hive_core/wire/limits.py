@@ -16,6 +16,10 @@ agent socket tells frames from JSON."""
 SMALL_FRAME_BYTES: Final = 2**20
 """Frames above this are taken from one connection of an agent at a time."""
 
+MAX_REQUEST_BYTES: Final = 384 * 2**10
+"""One request of an agent.  Whatever it is, it becomes objects in one go while everybody else waits: as many
+empty maps as fit into that take 50 ms."""
+
 MAX_LINE_BYTES: Final = 2**20
 """Longest line on host.sock, without its newline."""
 

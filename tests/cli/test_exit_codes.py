@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hive_core.cli.problems import EXIT_OF_CODE, MEANING
+from hive_core.cli.hive import Hive
+from hive_core.cli.problems import EXIT_OF_CODE, MEANING, Problem
+from hive_core.wire.client import Unreachable
 from hive_core.wire.errors import ErrorCode
 
 from .conftest import RunHive
@@ -57,6 +59,8 @@ def test_every_code_has_an_exit_code_and_every_exit_code_a_meaning() -> None:
         ("lss", "did you mean: hive ls"),
         ("Status", "did you mean: hive status"),
         ("newsession", "did you mean: hive new-session"),
+        ("purge", "did you mean: hive destroy AGENT --purge"),
+        ("launch", "did you mean: hive spawn"),
         ("xyzzy", "hive --help lists them"),
     ],
 )
@@ -208,6 +212,30 @@ def test_a_reader_that_was_cut_off_learns_where_it_was(host: FakeHost, hive: Run
         "7\tt\tnote\t{}\n",
         "hive: cannot follow: too slow\nhint: the last id that came was 7\n",
     )
+
+
+def test_a_stream_that_ends_with_its_daemon_says_to_run_it_again(host: FakeHost, hive: RunHive) -> None:
+    host.answers["events"] = [{"events": [{"id": 7, "ts": "t", "kind": "note", "payload": {}}]}]
+
+    result = hive("events", "alice", "-f")
+
+    assert result.code == 5
+    assert "cannot follow any longer" in result.err
+    assert result.err.endswith("hint: it was restarted or has ended: run this again\n")
+
+
+@pytest.mark.parametrize("why", ["permission denied", "there is no socket"])
+def test_who_may_not_speak_with_the_daemon_learns_how(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, _timeout_s: float) -> None:
+        raise Unreachable(path, why)
+
+    monkeypatch.setattr("hive_core.cli.hive.Client", refuse)
+
+    with pytest.raises(Problem) as raised:
+        Hive("/x/host.sock").ask({"cmd": "list"})
+
+    assert raised.value.exit_code == 5
+    assert ("usermod -aG hive-admin" in str(raised.value.hint)) is (why == "permission denied")
 
 
 # ── a real process ──────────────────────────────────────────────────────────────────────────────

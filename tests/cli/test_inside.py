@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,27 @@ def run(*argv: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProce
     )
 
 
+def on_a_terminal(*argv: str, **env: str) -> tuple[int, str]:
+    """Give its exit code and what it shows."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*HIVE, *argv], stdin=follower, stdout=follower, stderr=follower, env=os.environ | env
+    )
+    os.close(follower)
+    shown = b""
+    with os.fdopen(leader, "rb", buffering=0) as screen, suppress(OSError):  # the other end is closed
+        while part := screen.read(4096):
+            shown += part
+    return process.wait(10), shown.decode()
+
+
 # ── shell ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_shell_is_machinectls(alice: FakeHost, on_path: ProgramsOnPath) -> None:
     on_path.add("machinectl", "sys.exit(9)")
 
-    done = run("shell", "alice")
-
-    assert (done.returncode, done.stdout, done.stderr) == (9, b"", b"")
+    assert on_a_terminal("shell", "alice") == (9, "")
     assert on_path.calls == [["machinectl", "--quiet", "shell", "root@h-alice"]]
 
 
@@ -81,15 +94,20 @@ def test_a_shell_beside_a_local_agent_is_ones_own(local_agent: Path) -> None:
     assert done.stderr == b""
 
 
-def test_a_host_without_machinectl_is_told_what_to_install(
-    alice: FakeHost, hive: RunHive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-
-    assert hive("shell", "alice") == (
+def test_a_host_without_machinectl_is_told_what_to_install(alice: FakeHost) -> None:
+    assert on_a_terminal("shell", "alice", PATH="/nowhere") == (
         1,
-        "",
-        "hive: cannot run machinectl: it is not on PATH\nhint: apt install systemd-container\n",
+        "hive: cannot run machinectl: it is not on PATH\r\nhint: apt install systemd-container\r\n",
+    )
+
+
+def test_a_shell_in_a_machine_wants_a_terminal(alice: FakeHost, on_path: ProgramsOnPath) -> None:
+    done = run("shell", "alice", stdin=b"rm -rf /\n")
+
+    assert (done.returncode, on_path.calls) == (4, [])
+    assert done.stderr.decode() == (
+        "hive: cannot open a shell in alice: the standard input is no terminal\n"
+        "hint: run a command with: hive exec alice -- COMMAND\n"
     )
 
 
@@ -195,7 +213,7 @@ def test_where_it_runs_and_what_it_finds_there(as_root: ProgramsOnPath) -> None:
 def test_it_runs_in_the_state_directory(
     agent: str, place: str, host: FakeHost, as_root: ProgramsOnPath
 ) -> None:
-    host.add("manager", isolation="nspawn", machine="h-manager")
+    host.add("manager", isolation="nspawn", machine="hm1nd")
 
     run("exec", agent, "--", "true")
 

@@ -79,7 +79,8 @@ def test_what_is_still_being_done_is_waited_for(doing: str, host: FakeHost, hive
 def test_destroy_waits_until_it_is_gone(host: FakeHost, hive: RunHive) -> None:
     looks = host.answers["agent_status"] = Changes(UP, STOPPING, ABSENT)
 
-    assert hive("destroy", "alice") == (0, "alice is destroyed\n", "")
+    said = "alice is destroyed; a spawn takes its state up again\n"
+    assert hive("destroy", "alice") == (0, said, "")
 
     assert looks.looks == 3
 
@@ -138,6 +139,17 @@ def test_an_agent_that_failed_says_why(verb: str, host: FakeHost, hive: RunHive)
     host.answers["agent_status"] = Changes(STARTING, STARTING, FAILED)
 
     assert hive(verb, "alice") == (1, "", "hive: cannot start alice: exit status 3\nhint: hive logs alice\n")
+
+
+def test_what_kept_a_machine_from_starting_is_said_once(host: FakeHost, hive: RunHive) -> None:
+    why = "cannot start alice: there is no image yet"
+    host.answers["agent_status"] = Changes([FAILED[0] | {"failure": why}])
+
+    assert hive("start", "alice") == (
+        1,
+        "",
+        f"hive: {why}\nhint: hive start alice, once that is mended\n",
+    )
 
 
 @pytest.mark.parametrize(("verb", "roster"), [("stop", FAILED), ("destroy", ABSENT)])

@@ -57,10 +57,12 @@ def test_an_empty_hive_is_friendly_and_its_output_empty(host: FakeHost, hive: Ru
     assert hive("ls", "--json") == (0, "[]\n", "")
 
 
-def test_an_agent_that_is_not_connected_has_no_turn(host: FakeHost, hive: RunHive) -> None:
+def test_an_agent_that_runs_and_is_not_connected_says_so_in_place_of_a_turn(
+    host: FakeHost, hive: RunHive
+) -> None:
     host.add("alice", connected=False)
 
-    assert hive("ls").out.split("\t")[1:3] == ["running", "-"]
+    assert hive("ls").out.split("\t")[1:3] == ["running", "not connected"]
 
 
 def test_show_says_why_an_agent_failed(host: FakeHost, hive: RunHive) -> None:

@@ -8,6 +8,7 @@ from hive_core.cli import where
 @pytest.fixture(autouse=True)
 def no_system_hive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(where, "SYSTEM_SOCKET", str(tmp_path / "system.sock"))
+    monkeypatch.setattr(where, "SYSTEM_CONFIG", str(tmp_path / "config.toml"))
 
 
 def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,20 @@ def test_the_system_hive_is_the_default_where_there_is_one(tmp_path: Path) -> No
     Path(where.SYSTEM_SOCKET).touch()
 
     assert where.find() == (where.SYSTEM_SOCKET, "start it with: systemctl start hive-core")
+
+
+def test_a_hive_of_the_host_that_is_down_is_meant_where_one_is_installed(tmp_path: Path) -> None:
+    Path(where.SYSTEM_CONFIG).touch()
+
+    assert where.find() == (
+        where.SYSTEM_SOCKET,
+        "start it with: systemctl start hive-core.socket hive-core.service",
+    )
+
+    own = tmp_path / "xdg/hyperhive/run/host.sock"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert where.find().socket == str(own)
 
 
 def test_without_xdg_the_home_directory_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

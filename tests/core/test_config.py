@@ -44,6 +44,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
             "[machines]\nrestart_limits = 3",
             "unknown key 'machines.restart_limits'; did you mean 'machines.restart_limit'",
         ),
+        ("[machnes]", "unknown key 'machnes'; did you mean 'machines'?"),
         ("restart_limit = 3", "unknown key 'restart_limit'; did you mean 'machines.restart_limit'"),
         ("[machine]\nrestart_limit = 3", "unknown key 'machine'"),
         ("[machines]\nrestart_limit = 0", r"Expected `int` >= 1 - at `\$.machines.restart_limit`"),
@@ -88,6 +89,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "nothing.toml", {})
 
 
+def test_a_file_for_root_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    with pytest.raises(ConfigError, match="permission denied; run it as root"):
+        load_config(tmp_path / "config.toml", {})
+
+
 def test_the_default_home_follows_xdg() -> None:
     assert default_home({"XDG_STATE_HOME": "/x"}) == Path("/x/hyperhive")
     assert default_home({}) == Path.home() / ".local/state/hyperhive"
@@ -108,6 +119,18 @@ def test_a_reload_keeps_the_names_of_machines_that_run(caplog: pytest.LogCapture
     live.reload()
     assert (live().machines.prefix, live().machines.memory_max) == ("h-", "1G")
     assert "machines.prefix needs a restart" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["uid_first", "uid_ranges", "subnet"])
+def test_a_reload_keeps_what_machines_that_run_were_given(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    fresh = Machines(uid_first=655360, uid_ranges=7, subnet="10.9.0.0/16")
+    live = LiveConfig(Config(), lambda: Config(machines=fresh))
+
+    live.reload()
+
+    assert getattr(live().machines, key) == getattr(Machines(), key)
+    assert f"machines.{key} needs a restart" in caplog.text
+    assert f"changed=machines.{key}" not in caplog.text
 
 
 def test_a_reload_of_a_wrong_file_keeps_the_old_one(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from hive_core.host import agent_files
+from hive_core.host import agent_files, agent_files_worker
 from hive_core.host.process import CommandError
 
 FILE = "hyperhive-events.sqlite"
@@ -283,6 +283,23 @@ async def test_what_cannot_be_deleted_is_named_and_the_rest_is_deleted_next_time
         subprocess.run(["chattr", "-i", immutable], check=True)
     await agent_files.remove(state.parent)
     assert not state.parent.exists()
+
+
+def test_more_names_than_fit_into_memory_are_deleted_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for top in range(5):
+        for inner in range(5):
+            (tmp_path / f"d{top}" / f"d{inner}" / "deep").mkdir(parents=True)
+            (tmp_path / f"d{top}" / f"f{inner}").touch()
+    monkeypatch.setattr(agent_files_worker, "NAMES_AT_ONCE", 2)
+    monkeypatch.delattr(os, "listdir")
+    fd = os.open(tmp_path, os.O_RDONLY)
+
+    agent_files_worker._empty(fd)
+
+    os.close(fd)
+    assert [entry.name for entry in os.scandir(tmp_path)] == []
 
 
 async def test_a_directory_is_deleted_without_following_links(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ SOUND: Final = Host(
     shadowing=(),
     taken_uids=(("the user root", 0, 1), ("ada in /etc/subuid", 100000, 65536)),
     ip_forward=True,
+    forward_drops=(),
+    docker=False,
+    veth_links=False,
 )
 
 
@@ -79,6 +82,7 @@ def test_a_sound_host_passes_every_check() -> None:
         ({"idmap": "no", "images_fs": "zfs"}, "id-mapped mounts", "/var/lib/machines (zfs)"),
         ({"seccomp": False}, "system-call filters", "io_uring"),
         ({"run_dir_preserved": False}, "hive-core.service", "sockets of running machines"),
+        ({"unit_state": "failed"}, "hive-core.service", "has failed"),
         ({"run_dir_owner": 1000}, "/run/hyperhive", "uid 1000"),
         ({"run_dir_mode": 0o750}, "/run/hyperhive", "no agent gets through"),
         ({"run_dir_mode": 0o777}, "/run/hyperhive", "others may write"),
@@ -106,6 +110,7 @@ def test_what_machines_cannot_do_without_fails(seen: dict[str, Any], name: str, 
         ({"idmap": "unknown: no user namespace"}, "id-mapped mounts", "could not be tried"),
         ({"unit_loaded": None}, "hive-core.service", "cannot be asked"),
         ({"unit_loaded": False}, "hive-core.service", "not installed"),
+        ({"unit_state": "inactive"}, "hive-core.service", "is inactive"),
         ({"run_dir_mode": None, "run_dir_owner": None}, "/run/hyperhive", "does not exist"),
         ({"group_members": None}, "group hive-admin", "only root"),
         ({"free_bytes": 2**30}, "disk", "1.0 GiB are free"),
@@ -163,6 +168,36 @@ def test_the_packet_filter_is_needed_where_veth_is_the_default() -> None:
     assert "switches net.ipv4.ip_forward on" in checks(veth, ip_forward=False)["network"].text
 
 
+DOCKERS: Final = "ip filter FORWARD"
+
+
+@pytest.mark.parametrize(
+    ("drops", "docker", "mend"),
+    [
+        (DOCKERS, True, "iptables -I DOCKER-USER -s 10.213.0.0/16 -j ACCEPT"),
+        ("inet mine fwd", False, "iptables -I FORWARD -s 10.213.0.0/16 -j ACCEPT"),
+        (
+            "inet firewalld filter_FORWARD",
+            False,
+            "firewall-cmd --permanent --zone=trusted --add-source=10.213.0.0/16",
+        ),
+    ],
+)
+def test_a_firewall_before_the_links_of_machines_is_a_warning(drops: str, docker: bool, mend: str) -> None:
+    made = the_only_one_not_ok(forward_drops=(drops,), docker=docker, veth_links=True)
+
+    assert (made.name, made.status) == ("network", "warn")
+    assert f"but {drops} of the packet filter may drop" in made.text
+    assert mend in str(made.mend)
+
+
+def test_a_firewall_is_nobodys_business_where_no_machine_has_a_link() -> None:
+    veth = Config(machines=Machines(network="veth"))
+
+    assert checks(forward_drops=(DOCKERS,))["network"].status == "ok"
+    assert the_only_one_not_ok(veth, forward_drops=(DOCKERS,)).name == "network"
+
+
 def test_a_pool_that_was_moved_is_looked_at_where_it_is() -> None:
     moved = Config(machines=Machines(uid_first=65536, uid_ranges=1))
 
@@ -201,7 +236,9 @@ async def test_files_are_read_where_they_are(tmp_path: Path) -> None:
     for name, text in {
         "etc/subuid": "eve:1000000:65536\nbroken\nbob:x:y\n",
         "etc/systemd/nspawn/h-alice.nspawn": "",
+        "etc/systemd/nspawn/hm1nd.nspawn": "",
         "etc/systemd/nspawn/other.nspawn": "",
+        "sys/class/net/ve-hm1nd/mtu": "1500",
         "sys/fs/cgroup/cgroup.controllers": "cpu memory pids\n",
         "proc/sys/user/max_user_namespaces": "7\n",
         "proc/sys/fs/inotify/max_user_instances": "128\n",
@@ -217,11 +254,43 @@ async def test_files_are_read_where_they_are(tmp_path: Path) -> None:
     seen = await survey.look(Config(), tmp_path)
 
     assert ("eve in /etc/subuid", 1000000, 65536) in seen.taken_uids
-    assert seen.shadowing == (str(tmp_path / "etc/systemd/nspawn/h-alice.nspawn"),)
+    settings = tmp_path / "etc/systemd/nspawn"
+    assert seen.shadowing == (str(settings / "h-alice.nspawn"), str(settings / "hm1nd.nspawn"))
+    assert seen.veth_links
     assert seen.controllers == {"cpu", "memory", "pids"}
     assert seen.inotify_instances == 128
     assert (seen.max_user_namespaces, seen.ip_forward, seen.images_fs) == (7, True, "btrfs")
     assert seen.run_dir_mode == 0o751
+
+
+NFT_LIST_CHAINS: Final = """{"nftables": [{"metainfo": {"version": "1.0.6"}},
+{"chain": {"family": "inet", "table": "hyperhive", "name": "forward", "hook": "forward", "policy": "drop"}},
+{"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
+{"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
+{"chain": {"family": "ip6", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "accept"}},
+{"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}},
+{"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}}]}"""
+
+
+@pytest.mark.parametrize(
+    ("said", "drops", "docker"),
+    [
+        (NFT_LIST_CHAINS, ("ip filter FORWARD", "inet firewalld filter_FORWARD"), True),
+        ("", (), False),
+        ('{"nftables": [3]}', (), False),
+        ("[]", (), False),
+    ],
+)
+async def test_the_chains_of_others_are_asked_of_nft(
+    said: str, drops: tuple[str, ...], docker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nft").write_text(f"#!/bin/sh\n[ \"$*\" = '-j list chains' ] && echo '{said}'\n")
+    (tmp_path / "nft").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+
+    seen = await survey.look(Config(), tmp_path)
+
+    assert (seen.forward_drops, seen.docker) == (drops, docker)
 
 
 @pytest.mark.root

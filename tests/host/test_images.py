@@ -307,7 +307,7 @@ def test_the_managers_root_has_a_place_for_its_state(machines: Path) -> None:
 
     images.prepare_root(MANAGER, images.resolve("debian"))
 
-    assert {"agents", "state"} <= {path.name for path in (machines / "h-manager").iterdir()}
+    assert {"agents", "state"} <= {path.name for path in (machines / "hm1nd").iterdir()}
 
 
 def test_a_closure_gets_an_empty_root(machines: Path) -> None:
@@ -335,6 +335,37 @@ def test_what_the_last_run_left_is_gone_at_the_next(machines: Path) -> None:
     assert everything(machines / "h-alice") == fresh
     assert not (upper_dir(machines, "h-alice") / "etc/rc.local").exists()
     assert not (upper_dir(machines, "h-alice") / ".#etc0123").exists()
+
+
+def test_no_link_of_an_image_leads_out_of_it(machines: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    (make_tree(machines / "debian") / "agents").symlink_to(outside)
+    images = Images(machines)
+
+    images.prepare_root(ALICE, images.resolve("debian"))
+
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o700
+    assert not list(outside.iterdir())
+    assert not (machines / "h-alice/agents").is_symlink()
+
+
+@pytest.mark.parametrize("missing", ["root", "uppers", "none"])
+def test_a_daemon_killed_while_it_makes_a_root_leaves_one_that_is_replaced(
+    machines: Path, missing: str
+) -> None:
+    make_tree(machines / "debian")
+    images = Images(machines)
+    images.prepare_root(ALICE, images.resolve("debian"))
+    if missing != "none":
+        (machines / "h-alice").rename(machines / ".hive/.trash-0")
+    if missing == "uppers":
+        upper_dir(machines, "h-alice").rename(machines / ".hive/.trash-1")
+
+    images.prepare_root(ALICE, images.resolve("debian"))
+
+    assert images.rooted() == ["h-alice"]
+    assert (machines / "h-alice").is_dir()
 
 
 async def test_what_was_put_away_is_deleted_and_no_link_of_it_followed(

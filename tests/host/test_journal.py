@@ -1,6 +1,7 @@
 """The journal as lines: bounded, and harmless on a terminal, whatever an agent wrote."""
 
 import os
+import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def entry(message: Any, **more: Any) -> bytes:
         ("\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2Jgone\x9b1m", ["red gone1m"]),
         ("a\tb\x00\x7f\u202ec\u2028d", ["a    bcd"]),
         ("x" * 5000, ["x" * 4000]),
+        ("\x1b[1m[FAILED] Failed unmounting \x1b[0mopt.mount - /opt.", []),
+        ("[FAILED] Failed to start opt.mount.", ["[FAILED] Failed to start opt.mount."]),
     ],
 )
 def test_a_message_becomes_lines_that_are_safe_to_show(message: Any, lines: list[str]) -> None:
@@ -48,6 +51,14 @@ def test_no_message_moves_a_cursor(message: Any) -> None:
         assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in line)
 
 
+def test_no_message_takes_long_to_read() -> None:
+    began = time.monotonic()
+
+    assert journal.to_lines(entry("x" + "\r" * 60_000 + "y")) == ["xy"]
+
+    assert time.monotonic() - began < 1
+
+
 @given(st.binary(max_size=200))
 def test_no_entry_is_too_strange(text: bytes) -> None:
     journal.to_lines(text)
@@ -59,7 +70,7 @@ async def test_the_last_lines_are_read(fake_program: Fake, tmp_path: Path) -> No
     program = fake_program("journalctl", f"cat {tmp_path}/journal")
 
     assert await journal.read(UNIT, 3) == ["two", "three", "four"]
-    assert f"--lines=3 --unit={UNIT}" in program.calls[0]
+    assert f"--lines=67 --unit={UNIT}" in program.calls[0]
 
 
 async def test_what_is_read_at_once_is_bounded(fake_program: Fake, tmp_path: Path) -> None:

@@ -149,12 +149,14 @@ async def test_a_state_that_makes_no_sense_is_an_error(fake_program: Fake, answe
 async def test_units_are_listed_by_their_pattern(fake_program: Fake) -> None:
     program = fake_program("busctl", f"echo '{LISTED}'")
 
-    units = await machinectl.units("systemd-nspawn@h-*.service")
+    units = await machinectl.units(*map(machinectl.unit_pattern, ("hm1nd", "h-*")))
 
     assert [(unit.name, unit.active_state) for unit in units] == [
         ("systemd-nspawn@h-alice.service", "active")
     ]
-    assert program.calls[0].endswith("ListUnitsByPatterns asas 0 1 systemd-nspawn@h-*.service")
+    assert program.calls[0].endswith(
+        "ListUnitsByPatterns asas 0 2 systemd-nspawn@hm1nd.service systemd-nspawn@h-*.service"
+    )
 
 
 async def test_what_machined_knows_is_read_from_its_list(fake_program: Fake) -> None:

@@ -18,7 +18,7 @@ from hive_core.domain.cage import CannotStart, Network, Shape, Usage
 from hive_core.domain.machine import Wanted
 from hive_core.host import cgroup, machine_watch, machinectl, nspawn, nspawn_machine
 from hive_core.host import usage as usage_module
-from hive_core.host.images import Images
+from hive_core.host.images import Images, upper_dir
 from hive_core.host.nspawn_machines import NspawnMachines
 from hive_core.host.process import CommandError
 from hive_core.layout import Layout
@@ -473,21 +473,67 @@ async def test_leftovers_of_agents_that_nobody_knows_are_removed(
     await make().start(BOB)
     systemd.say(active="inactive")
     (tmp_path / "settings_dir/h-stranger.nspawn").write_text("[Exec]\n")
+    signed = (tmp_path / "settings_dir/h-bob.nspawn").read_text()
+    (tmp_path / "settings_dir/hm1nd.nspawn").write_text(signed.replace("agent bob.", "agent manager."))
+    (tmp_path / "settings_dir/h-manager.nspawn").write_text(signed.replace("agent bob.", "agent manager."))
     (tmp_path / "settings_dir/h-forged.nspawn").write_text(
-        (tmp_path / "settings_dir/h-bob.nspawn").read_text()  # another agent's signature
+        signed  # another agent's signature
     )
 
-    await make().leftovers(["bob"])
+    await make().leftovers(["bob", "manager"])
+    assert (tmp_path / "settings_dir/hm1nd.nspawn").exists()
     assert (tmp_path / "settings_dir/h-bob.nspawn").exists()
     await make().leftovers([])
 
     assert sorted(path.name for path in (tmp_path / "settings_dir").iterdir()) == [
         "h-forged.nspawn",
+        "h-manager.nspawn",  # no machine of ours is called so
         "h-stranger.nspawn",
     ]
-    assert systemd.verbs[-3:] == ["kill", "stop", "revert"]
+    assert systemd.verbs[-4:] == ["kill", "stop", "reset-failed", "revert"]
     assert not (tmp_path / "machines/h-bob").exists()
     assert not (tmp_path / "run/agents/bob/environment").exists()
+
+
+async def test_who_is_spawned_while_leftovers_are_removed_is_none(make: Make, systemd: FakeSystemd) -> None:
+    machines = make()
+    await machines.start(BOB)
+    known: list[str] = []
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(machines.leftovers, known)
+        known.append("bob")
+
+    assert "revert" not in systemd.verbs
+
+
+@pytest.mark.parametrize("how", ["forget", "leftovers"])
+async def test_the_root_of_an_agent_that_is_destroyed_after_a_boot_of_the_host_goes_too(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, how: str
+) -> None:
+    await make().start(BOB)
+    systemd.say(active="inactive")
+    machines = make()
+    (tmp_path / "settings_dir/h-bob.nspawn").unlink()  # it was in /run
+
+    await (machines.forget("bob") if how == "forget" else machines.leftovers([]))
+
+    assert not (tmp_path / "machines/h-bob").exists()
+    assert not upper_dir(tmp_path / "machines", "h-bob").exists()
+
+
+async def test_a_machine_of_somebody_else_keeps_its_root(
+    make: Make, systemd: FakeSystemd, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "machines/h-bob"
+    theirs.mkdir()
+    (theirs / "precious").touch()
+
+    with pytest.raises(CannotStart, match="h-bob is there and was not made by this hive; move it away"):
+        await make().start(BOB)
+    await make().forget("bob")
+
+    assert (theirs / "precious").exists()
 
 
 async def test_limits_are_changed_in_a_running_machine(make: Make, systemd: FakeSystemd) -> None:

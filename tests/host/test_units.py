@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hive_core.config import Config, flatten, load_config
+from hive_core.domain.machine_names import MachineNames
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
@@ -104,12 +105,13 @@ def test_the_socket_is_the_one_that_hive_looks_for() -> None:
 
 
 def test_polkit_and_networkd_know_our_machines_by_the_default_prefix() -> None:
-    prefix = Config().machines.prefix
+    names = MachineNames(Config().machines.prefix)
 
-    assert f'machine.indexOf("{prefix}") == 0' in (UNITS / "polkit/49-hyperhive.rules").read_text()
+    rules = (UNITS / "polkit/49-hyperhive.rules").read_text()
+    assert f'(machine.indexOf("{names.prefix}") == 0 || machine == "{names.manager}")' in rules
     network = configparser.ConfigParser()
     network.read(UNITS / "network/10-hyperhive.network")
-    assert network["Match"]["Name"] == f"ve-{prefix}*"
+    assert network["Match"]["Name"] == f"ve-{names.prefix}* ve-{names.manager}"
 
 
 def test_the_harness_has_the_unit_that_machines_are_given() -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pty
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -90,8 +92,12 @@ def test_exec_is_for_root_and_shell_for_the_admins(host: Bed) -> None:
     assert b"hint: sudo hive exec alice -- ls\n" in refused.stderr
 
     command = ["setpriv", "--reuid", "ada", "--regid", "ada", "--init-groups", HIVE, "shell", "alice"]
-    with subprocess.Popen(host.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
+    leader, follower = pty.openpty()
+    with (
+        os.fdopen(leader, "wb", buffering=0) as keyboard,
+        subprocess.Popen(host.argv(command), stdin=follower, stdout=subprocess.PIPE) as process,
+    ):
+        os.close(follower)
         assert process.stdout is not None
         too_late = threading.Timer(30, process.kill)
         too_late.start()
@@ -100,8 +106,7 @@ def test_exec_is_for_root_and_shell_for_the_admins(host: Bed) -> None:
         for awaited, typed in ((b"# ", b"echo it is $(hostname)\n"), (b"it is alice", b"exit\n")):
             while awaited not in shown and (chunk := os.read(process.stdout.fileno(), 4096)):
                 shown += chunk
-            process.stdin.write(typed)
-            process.stdin.flush()
+            keyboard.write(typed)
         process.wait()
         too_late.cancel()
     assert b"it is alice" in shown
@@ -132,6 +137,29 @@ def test_show_and_ls_tell_of_the_machine(host: Bed) -> None:
     assert (row["isolation"], row["machine"]) == ("nspawn", "h-alice")
 
 
+def test_the_managers_machine_has_the_name_that_is_kept_for_it_through_its_whole_life(host: Bed) -> None:
+    def pid() -> int:
+        return int(json.loads(hive(host, "show", "manager", "--json").stdout)["pid"])
+
+    hive(host, "spawn", "manager").check_returncode()
+    try:
+        assert json.loads(hive(host, "show", "manager", "--json").stdout)["machine"] == "hm1nd"
+        assert host.run(["machinectl", "show", "hm1nd", "-p", "Leader", "--value"]).stdout == f"{pid()}\n"
+        assert hive(host, "exec", "manager", "--", "ls", "/agents").stdout.split() == [b"alice", b"manager"]
+
+        before = pid()
+        host.run(["systemctl", "restart", "hive-core"], timeout_s=30)
+
+        assert pid() == before, "the next daemon finds it"
+        host.run(["machinectl", "terminate", "hm1nd"], timeout_s=30)
+        hive(host, "start", "manager").check_returncode()
+        assert pid() != before
+    finally:
+        hive(host, "destroy", "manager", "--purge", "--yes").check_returncode()
+    left = [*host.path("/run/systemd/nspawn").glob("hm1nd*"), *host.path("/var/lib/machines").glob("*hm1nd*")]
+    assert not left
+
+
 def test_top_sees_every_agent(host: Bed) -> None:
     (row,) = json.loads(hive(host, "top", "--json", "--interval", "0.2").stdout)
 
@@ -141,6 +169,39 @@ def test_top_sees_every_agent(host: Bed) -> None:
 
 def test_the_log_is_followed_out_of_the_journal(host: Bed) -> None:
     assert b"Harness started" in hive(host, "logs", "alice", "-n", "200").stdout
+
+
+@pytest.mark.parametrize("verb", ["rebuild", "restart"])
+def test_a_machine_that_would_not_start_again_is_left_running(verb: str, host: Bed) -> None:
+    def show() -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(hive(host, "show", "alice", "--json").stdout)
+        return row
+
+    def configure(text: str, image: str) -> None:
+        host.path("/etc/hyperhive/config.toml").write_text(text)
+        host.run(["systemctl", "reload", "hive-core"], timeout_s=20)
+        until = time.monotonic() + 15
+        while show()["image"] != image:
+            assert time.monotonic() < until
+
+    before = show()["pid"]
+    configure('[machines]\nimage = "misspelt"\n', "misspelt")
+    try:
+        done = hive(host, verb, "alice")
+        assert done.returncode == 4
+        assert done.stderr.decode() == (
+            f"hive: cannot {verb} alice: there is no image misspelt; there is guest; its machine is left running\n"
+        )
+        assert (show()["running"], show()["pid"]) == (True, before)
+
+        refused = hive(host, "spawn", "dora")
+        assert (refused.returncode, refused.stderr) == (
+            4,
+            b"hive: cannot spawn dora: there is no image misspelt; there is guest\n",
+        )
+        assert [row["name"] for row in json.loads(hive(host, "ls", "--json").stdout)] == ["alice"]
+    finally:
+        configure("", "guest")
 
 
 def test_rebuild_gives_it_another_machine(host: Bed) -> None:

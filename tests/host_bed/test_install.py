@@ -126,8 +126,9 @@ def test_it_puts_everything_in_its_place_and_says_what_to_type_next(host: PlainH
     words = [line.strip().split("  ")[0] for line in host.said.splitlines() if line.startswith("    ")]
     assert words == [
         "usermod -aG hive-admin NAME",
-        "hive-core image build debian",
         "systemctl enable --now hive-core",
+        "hive image build debian",
+        "hive doctor",
     ]
 
 
@@ -240,6 +241,8 @@ def test_a_configuration_that_cannot_be_used_is_tried_once(serving: PlainHost) -
     [
         ("shell", "h-alice", "ada", True),
         ("login", "h-alice", "ada", True),
+        ("shell", "hm1nd", "ada", True),
+        ("shell", "hm1nd-2", "ada", False),
         ("shell", "other", "ada", False),
         ("manage-machines", "h-alice", "ada", False),
         ("host-shell", "h-alice", "ada", False),

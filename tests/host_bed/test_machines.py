@@ -265,6 +265,15 @@ def test_a_firewall_that_is_taken_away_comes_back(linked: Bed) -> None:
     assert reach(linked, within("xia"), "192.0.2.2") == {"192.0.2.2": "192.0.2.1"}
 
 
+def test_a_link_that_a_killed_daemon_did_not_set_up_is_set_up_by_the_next(linked: Bed) -> None:
+    linked.run(["systemctl", "restart", "systemd-nspawn@h-xia"])
+    assert reach(linked, within("xia"), "192.0.2.2") == {"192.0.2.2": "OSError"}, "it has no address"
+
+    daemon(linked, "tidy", "xia")
+
+    assert reach(linked, within("xia"), "192.0.2.2") == {"192.0.2.2": "192.0.2.1"}
+
+
 def test_a_link_outlives_a_restart_of_its_machine(linked: Bed) -> None:
     daemon(linked, "end", "xia", "kill")
     daemon(linked, "start", "xia")

@@ -48,6 +48,12 @@ def shell(settings: Settings, agent: str) -> None:
     """
     row = _running(settings, agent, "open a shell in")
     if machine := _machine(row):
+        if not sys.stdin.isatty():  # machinectl would wait for ever
+            raise Problem(
+                REFUSED,
+                f"cannot open a shell in {agent}: the standard input is no terminal",
+                f"run a command with: hive exec {agent} -- COMMAND",
+            )
         programs.become(["machinectl", "--quiet", "shell", f"root@{machine}"])
     program = os.environ.get("SHELL") or "/bin/sh"
     programs.become([program], env=_local_environment(row), cwd=_local_directory(row))

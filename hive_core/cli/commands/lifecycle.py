@@ -20,6 +20,7 @@ from hive_core.cli.states import STARTING
 FIRST_LOOK_S: Final = 0.02
 SLOWEST_LOOK_S: Final = 0.25
 LAST_LOOK_S: Final = 1.0
+NO_REASON: Final = "it failed, no reason given"
 """What an answer may take that was asked for just before the time is up."""
 
 Lacks = Callable[[Row | None], str | None]
@@ -167,7 +168,8 @@ def destroy(settings: Settings, agents: tuple[str, ...], purge: bool, yes: bool,
     hive, tasks = settings.hive(), _Tasks()
     for agent in agents:
         tasks.do(agent, hive, {"cmd": "destroy", "name": agent, "purge": purge})
-    _finish(settings, hive, tasks, _gone, "destroyed", no_wait=no_wait)
+    done = "destroyed with its state" if purge else "destroyed; a spawn takes its state up again"
+    _finish(settings, hive, tasks, _gone, done, no_wait=no_wait)
 
 
 class _Tasks:
@@ -188,6 +190,11 @@ class _Tasks:
             self.exit_code = problems.report(problem)
         else:
             self.recorded.append(agent)
+
+
+def _bare(agent: str, reason: str) -> str:
+    """Give *reason* without what is said before it already."""
+    return reason.removeprefix(f"cannot start {agent}: ")
 
 
 def _up(row: Row | None) -> str | None:
@@ -254,10 +261,12 @@ def _wait(hive: Hive, agents: Sequence[str], lacks: Lacks, hint: str | None) -> 
             return roster
         failed = [name for name in missing if roster.get(name, {}).get("failed")]
         if failed and lacks not in {_down, _gone}:
-            reasons = "; ".join(
-                f"{name}: {roster[name].get('failure', 'it failed, no reason given')}" for name in failed
-            )
-            raise Problem(problems.FAILED, f"cannot start {reasons}", f"hive logs {failed[0]}")
+            reasons = {name: str(roster[name].get("failure", NO_REASON)) for name in failed}
+            said = "; ".join(f"{name}: {_bare(name, reason)}" for name, reason in reasons.items())
+            # A machine that never was has no log.
+            was_refused = all(_bare(name, reason) != reason for name, reason in reasons.items())
+            then = f"hive start {' '.join(failed)}, once that is mended" if was_refused else None
+            raise Problem(problems.FAILED, f"cannot start {said}", then or f"hive logs {failed[0]}")
         if deadline.left_s() <= pause_s:
             still = "; ".join(f"{name} {what}" for name, what in missing.items())
             raise Problem(

@@ -9,10 +9,11 @@ from hive_core.cli.app import Settings, agent_argument, command
 from hive_core.cli.commands.limits import limit_pairs
 from hive_core.cli.hive import Row
 from hive_core.cli.problems import Problem
-from hive_core.cli.states import STYLE, state_of
+from hive_core.cli.states import RUNNING, STYLE, state_of
 
 _HEADINGS = ("AGENT", "STATE", "TURN", "UNREAD", "MODEL", "ISOLATION", "STATUS")
 _UPDATE = " + update"
+NOT_CONNECTED = "not connected"
 
 
 @command(
@@ -21,11 +22,11 @@ _UPDATE = " + update"
 def ls(settings: Settings) -> None:
     """List the agents and what they do.
 
-    Columns: agent, state, turn and for how long, unread messages, model, isolation, and what the agent
-    says of itself. A state is one of failed, needs_login, paused, rate_limited, starting, stopping,
-    restarting, rebuilding, destroying, stopped, running. Isolation is nspawn for an agent in a machine of
-    its own, none for a plain process. On a terminal, "+ update" marks an agent that `hive rebuild` would
-    change.
+    Columns: agent, state, turn and for how long ("not connected" where the harness does not answer), unread
+    messages, model, isolation, and what the agent says of itself. A state is one of failed, needs_login,
+    paused, rate_limited, starting, stopping, restarting, rebuilding, destroying, stopped, running. Isolation
+    is nspawn for an agent in a machine of its own, none for a plain process. On a terminal, "+ update" marks
+    an agent that `hive rebuild` would change.
     """
     rows = list(settings.hive().roster().values())
     if settings.as_json:
@@ -111,7 +112,7 @@ def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
     return (
         row["name"],
         state_of(row) + (_UPDATE if row.get("needs_update") and output.on_terminal() else ""),
-        _turn(row, now),
+        _turn(row, now) or (NOT_CONNECTED if _lacks_harness(row) else None),
         row.get("unread", 0),
         row.get("active_model"),
         row.get("isolation"),
@@ -122,6 +123,11 @@ def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
 def _uids(machine: Row) -> str | None:
     first, count = machine.get("uid_base"), machine.get("uid_count", 1)
     return None if first is None else f"{first} to {first + count - 1}"
+
+
+def _lacks_harness(row: dict[str, Any]) -> bool:
+    """Whether the machine runs, and nobody in it talks to the daemon."""
+    return state_of(row) == RUNNING and not row.get("connected", True)
 
 
 def _turn(row: dict[str, Any], now: datetime) -> str | None:
