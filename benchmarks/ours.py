@@ -12,6 +12,7 @@ from benchmarks import load
 from benchmarks.dialects import FRAMES
 from benchmarks.processes import Child, running, serves
 from hive_core.config import Config
+from hive_core.domain.cage import Shape
 from hive_core.domain.machine import Wanted
 from hive_core.layout import Layout, local_layout
 from hive_core.store import agents
@@ -77,7 +78,7 @@ def prepare(home: Path, names: Sequence[str]) -> Layout:
         migrate(db, str(layout.database))
         with db:
             for name in names:
-                agents.create(db, name, time.time())
+                agents.create(db, name, time.time(), None, Shape())
                 agents.want(db, name, Wanted.STOPPED, time.time())
     finally:
         db.close()

@@ -18,10 +18,12 @@ from typing import Final, get_args
 import msgspec
 from msgspec import inspect as types
 
+from hive_core.domain import helper_event
+from hive_core.domain import question as domain_question
 from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
 from hive_core.serve.mcp_tools import tools_for
-from hive_core.wire import agent, envelope, host, ids, limits, machine
+from hive_core.wire import agent, envelope, host, ids, limits, machine, question, reminder, retention
 from hive_core.wire.errors import ErrorCode, Refused
 
 DOCUMENT: Final = Path(__file__).with_name("protocol.md")
@@ -133,6 +135,8 @@ def words(kind: types.Type) -> str:  # noqa: PLR0912 (a table)
             return "bool"
         case types.ListType(item_type=item, max_length=most):
             return f"[{words(item)}]" + (f", at most {most}" if most else "")
+        case types.VarTupleType(item_type=item):
+            return f"[{words(item)}]"
         case types.DictType():
             return "map"
         case types.StructType(cls=struct):
@@ -289,7 +293,7 @@ def fields_without(struct: type, names: Iterable[str]) -> set[str]:
 
 
 def agent_rows() -> str:
-    return nested([agent.Message, agent.Event, agent.Snapshot])
+    return nested([agent.Message, agent.OpenThread, agent.Event, agent.Snapshot])
 
 
 def commands() -> str:
@@ -330,6 +334,11 @@ def host_rows() -> str:
             host.AgentStatusRow,
             host.MessageRow,
             host.EventRow,
+            question.QuestionRow,
+            reminder.ReminderRow,
+            retention.RetentionRow,
+            retention.Vacuumed,
+            retention.ArchiveRow,
             host.TokenSums,
             host.Count,
             host.Urls,
@@ -338,6 +347,18 @@ def host_rows() -> str:
             machine.Check,
             machine.ImageRow,
         ]
+    )
+
+
+def system_events() -> str:
+    """What `system` tells in messages."""
+    news = sorted(helper_event.HelperEvent.__subclasses__(), key=tag_of)
+    return table(
+        "event | keys | meaning",
+        (
+            [f"`{tag_of(struct)}`", inline(struct), description(struct)]
+            for struct in (domain_question.Asked, domain_question.Answered, *news)
+        ),
     )
 
 
@@ -409,6 +430,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "original verbs": lambda: verbs(lambda cmd: cmd in ORIGINAL_VERBS),
     "our verbs": lambda: verbs(lambda cmd: cmd not in ORIGINAL_VERBS),
     "host rows": host_rows,
+    "system events": system_events,
     "failure": failure,
     "line examples": line_examples,
     "errors": errors,

@@ -120,6 +120,7 @@ async def serve(
             # The link outlives the turns: a turn that was cut off says so.
             if link.connected:
                 with trio.move_on_after(LAST_WORDS_S):
+                    await turns.give_back()
                     await publisher.wait_drained()
             outer.cancel_scope.cancel()
     finally:

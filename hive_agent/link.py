@@ -2,8 +2,8 @@
 
 Whoever asks through the link does not see the daemon restart: a call waits for a connection, and is
 asked again when the connection ends before its answer.  That is safe because every request of the
-harness may be repeated (a send carries an idempotency key), except `recv`: its lost answer may have
-leased a message.
+harness may be repeated (one that adds something carries an idempotency key), except `recv`: its lost
+answer may have leased a message.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 import trio
 
-from hive_core.wire.agent import Recv, Send
+from hive_core.wire.agent import Recv
 from hive_core.wire.errors import Disconnected, ErrorCode, ProtocolError, Refused
 from hive_core.wire.stream import Caller, open_caller
 from hive_core.wire.version import VERSION
@@ -107,7 +107,7 @@ class Link:
         timeout_s = ANSWER_TIMEOUT_S
         if isinstance(request, Recv):
             timeout_s += request.wait_seconds or 0
-        if isinstance(request, Send) and request.idempotency_key is None:
+        if getattr(request, "idempotency_key", "") is None:
             request = msgspec.structs.replace(request, idempotency_key=secrets.token_hex(16))
         while True:
             caller, hang_up = await self._wait_connected()

@@ -4,7 +4,7 @@ The client starts this and waits for it, so it imports next to nothing: no typin
 socket its C half; json not before the first line is on its way.
 
 What goes through is passed on as it is, but for a key in each tools/call: when the daemon is gone in
-mid-call the call is made again, and by its key a send that was stored already arrives once.  A repeated
+mid-call the call is made again, and by its key what was done already is not done twice.  A repeated
 recv is no loss either: a daemon that has restarted holds no lease, and one that has not takes back what
 it was not told to have reached the client.
 """

@@ -2,16 +2,21 @@
 
 from typing import Final
 
+import msgspec
 from msgspec import UNSET
 
 from hive_core.wire.agent import Message
-from hive_core.wire.ids import OPERATOR, SELF, SYSTEM, why_no_agent_name
+from hive_core.wire.ids import MANAGER, OPERATOR, REMINDER, SELF, SYSTEM, why_no_agent_name
 from hive_core.wire.limits import MAX_RECV_MESSAGES
 
 _SENDERS: Final = {
     SELF: "You asked for this turn yourself.",
     SYSTEM: "It comes from the daemon that runs the hive: no answer is expected.",
-    "reminder": "It is a reminder that you set: no answer is expected.",
+    REMINDER: "It is a reminder that you set: no answer is expected.",
+}
+_EVENTS: Final = {
+    "question_asked": "Somebody asks you a question: answer it with the tool answer and the question's id.",
+    "question_answered": "It is the answer to a question that you asked.",
 }
 _OUTSIDE: Final = "It comes from outside the hive, under a label that nobody can write to."
 
@@ -25,9 +30,11 @@ def render_wake_prompt(message: Message, unread: int) -> str:
 
 def _hints(message: Message, unread: int) -> list[str]:
     hints = []
-    if message.sender in _SENDERS:
+    if message.sender == SYSTEM and (event := _event_of(message.body)) in _EVENTS:
+        hints.append(_EVENTS[event])
+    elif message.sender in _SENDERS:
         hints.append(_SENDERS[message.sender])
-    elif message.sender not in {OPERATOR, "manager"} and why_no_agent_name(message.sender) is not None:
+    elif message.sender not in {OPERATOR, MANAGER} and why_no_agent_name(message.sender) is not None:
         hints.append(_OUTSIDE)
     if message.redelivered:
         hints.append(
@@ -41,3 +48,15 @@ def _hints(message: Message, unread: int) -> list[str]:
         plural = "message is" if unread == 1 else "messages are"
         hints.append(f"{unread} more {plural} pending: {drain} hands them out now, or they come one by one.")
     return hints
+
+
+class _Event(msgspec.Struct, frozen=True):
+    event: str
+
+
+def _event_of(body: str) -> str:
+    """What the daemon tells of; the original and later ones may tell of other things, and otherwise."""
+    try:
+        return msgspec.json.decode(body, type=_Event).event
+    except (msgspec.MsgspecError, RecursionError):
+        return ""

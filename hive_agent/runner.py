@@ -13,8 +13,8 @@ from hive_agent.link import Calls
 from hive_agent.providers.base import Outcome, Provider, TurnPrompt, TurnResult
 from hive_agent.state import Board, Status, TurnState
 from hive_agent.tools import Tools
-from hive_agent.turn_stats import COMPACT_FAILED, COMPACTED, TurnBegin, TurnRow
-from hive_core.wire.agent import Message
+from hive_agent.turn_stats import COMPACT_FAILED, COMPACTED, NOTHING_OPEN, LeftOpen, TurnBegin, TurnRow
+from hive_core.wire.agent import CountPendingReminders, Message, OpenThreads, PendingReminders, Threads
 from hive_core.wire.errors import Refused
 from hive_core.wire.ids import SELF
 
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 CANCELLED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="cancelled by the operator")
 INTERRUPTED: Final = TurnResult(outcome=Outcome.INTERRUPTED, note="interrupted: the harness stops")
+
+COUNT_TIMEOUT_S: Final = 1.0
+"""For what stands in the stats of a turn beside it: the ack waits for that."""
 
 
 class Runner:
@@ -102,11 +105,23 @@ class Runner:
         began = self._clock(), trio.current_time()
         sender = message.sender if message else SELF
         self._begin_row(sender, message_id)
+        left_open = NOTHING_OPEN
+        ended: float | None = None
         try:
             result = await self._contained(what, lambda: self._provider.run_turn(prompt, tools, self._emit))
+            ended = trio.current_time()
+            left_open = await self._count_open()
         finally:
-            kind = result.outcome.value
-            self._write_down(began, prompt.model, sender, kind, self._with_figures(result), message_id)
+            self._write_down(
+                began,
+                prompt.model,
+                sender,
+                result.outcome.value,
+                self._with_figures(result),
+                message_id,
+                ended=ended,
+                left_open=left_open,
+            )
         return result
 
     async def compact(self) -> TurnResult:
@@ -125,6 +140,18 @@ class Runner:
             self._write_down(began, model, SELF, kind, self._with_figures(result), None)
             self._board.set_turn_state(before)
         return result
+
+    async def _count_open(self) -> LeftOpen:
+        """Ask what the agent waits for after its turn.  Zeros, when there is no answer at once."""
+        with trio.move_on_after(COUNT_TIMEOUT_S):
+            try:
+                threads = await self._link.call(OpenThreads(), Threads)
+                reminders = await self._link.call(CountPendingReminders(), PendingReminders)
+            except Refused as refusal:
+                log.info("Open threads cannot be counted: %s", refusal.text)
+            else:
+                return LeftOpen(threads=len(threads.threads), reminders=reminders.pending)
+        return NOTHING_OPEN
 
     async def _contained(self, what: str, ask: Callable[[], Awaitable[TurnResult]]) -> TurnResult:
         self._provider.cut_off = None
@@ -169,16 +196,20 @@ class Runner:
         kind: str,
         result: TurnResult,
         message_id: int | None,
+        *,
+        ended: float | None = None,
+        left_open: LeftOpen = NOTHING_OPEN,
     ) -> None:
         started_at, started = began
         self._record(
             TurnRow(
                 started_at=started_at,
-                duration_s=trio.current_time() - started,
+                duration_s=(trio.current_time() if ended is None else ended) - started,
                 model=model,
                 wake_from=sender,
                 kind=kind,
                 result=result,
                 message_id=message_id,
+                left_open=left_open,
             )
         )

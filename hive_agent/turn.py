@@ -5,6 +5,7 @@ leased, and `requeue_inflight` makes it come again, flagged redelivered.  The lo
 one message, so between two turns everything that is leased is lost and may be requeued.
 """
 
+import contextlib
 import logging
 from typing import Any, Final
 
@@ -24,16 +25,18 @@ from hive_agent.upkeep import Upkeep
 from hive_core.wire.agent import (
     Acked,
     AckTurn,
+    Done,
     InboxStatus,
     Message,
     Messages,
     Recv,
     Requeued,
     RequeueInflight,
+    SetAside,
     Unread,
 )
 from hive_core.wire.errors import Disconnected, ErrorCode, Refused
-from hive_core.wire.limits import MAX_RECV_SECONDS
+from hive_core.wire.limits import MAX_DEAD_REASON_CHARS, MAX_RECV_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,9 @@ class TurnLoop:
         self._compact_wanted = False
         # What an earlier harness, or a lost answer, may have left leased.
         self._in_doubt = True
+        # Somebody failed over it.  An earlier harness may have died of what it began a turn with: one that
+        # was told to end gave that back.
+        self._failed = True
         self._waiting = trio.CancelScope()
         self._gate_changed = trio.Event()
         self._at_rest = trio.Event()
@@ -76,6 +82,7 @@ class TurnLoop:
         self._set_aside: set[int] = set()
         self._failures_in_a_row = 0
         self._refusals_in_a_row = 0
+        self._in_hand = False
 
     async def run(self) -> None:
         while True:
@@ -146,14 +153,20 @@ class TurnLoop:
 
     async def _requeue(self) -> None:
         try:
-            requeued = (await self._link.call(RequeueInflight(), Requeued)).requeued
+            requeued = (await self._link.call(RequeueInflight(failed=self._failed), Requeued)).requeued
         except Refused as refusal:
             await self._rest_after(refusal)
             return
-        self._in_doubt = False
+        self._in_doubt = self._failed = self._in_hand = False
         self._refusals_in_a_row = 0
         if requeued:
             log.info("Messages requeued count=%d", requeued)
+
+    async def give_back(self) -> None:
+        """Let the message in hand come again, since the harness ends: it is not to blame for that."""
+        if self._in_hand:
+            with contextlib.suppress(Refused):
+                await self._link.call(RequeueInflight(failed=self._failed), Requeued)
 
     async def _receive(self) -> list[Message]:
         asked_at = trio.current_time()
@@ -188,11 +201,13 @@ class TurnLoop:
         if fresh:
             self._note("This turn begins a new session")
         result = INTERRUPTED
+        self._in_hand = True
         try:
             result = await self._turn(message, unread, fresh=fresh)
             settled = result.ok or result is CANCELLED
             if settled:
                 await self._ack(message.id)
+                self._in_hand = False
         finally:
             note = "" if result.note is None else f" note={result.note!r}"
             log.info("Turn ended message=%d ok=%s%s", message.id, result.ok, note)
@@ -253,7 +268,7 @@ class TurnLoop:
         self._failures_in_a_row += 1
         attempts = self._attempts.pop(message.id, 0) + 1
         # Also when it is set aside: what the model took in this turn was not.
-        self._in_doubt = True
+        self._in_doubt = self._failed = True
         if attempts < MAX_ATTEMPTS:
             self._attempts[message.id] = attempts
             too_long = result.outcome is Outcome.PROMPT_TOO_LONG
@@ -261,14 +276,24 @@ class TurnLoop:
                 # Else no message would ever be worked on again.
                 self.begin_new_session()
         else:
-            self._set_aside.add(message.id)
-            log.warning("Message set aside message=%d attempts=%d", message.id, attempts)
-            self._note(
-                f"Message {message.id} is set aside after {attempts} failed turns: "
-                "it stays unacked, and comes again when the harness restarts"
-            )
+            await self._put_aside(message.id, attempts, result.note)
         with self._interruptible():
             await trio.sleep(back_off_s(self._failures_in_a_row))
+
+    async def _put_aside(self, message_id: int, attempts: int, why: str | None) -> None:
+        """Let the daemon keep a message that cannot be worked on; without it, pass it over from now on."""
+        log.warning("Message set aside message=%d attempts=%d", message_id, attempts)
+        reason = f"{attempts} turns over it failed" + (f", the last one: {why}" if why else "")
+        aside = SetAside(ids=[message_id], reason=reason[:MAX_DEAD_REASON_CHARS])
+        try:
+            await self._link.call(aside, Done)
+        except Refused as refusal:
+            log.warning("Message not taken aside message=%d: %s", message_id, refusal.text)
+            self._set_aside.add(message_id)
+            what = "it stays unacked, and comes again when the harness restarts"
+        else:
+            what = f"hive dead shows it, and hive dead retry {message_id} brings it back"
+        self._note(f"Message {message_id} is set aside after {attempts} failed turns: {what}")
 
     async def _count_unread(self) -> int:
         try:

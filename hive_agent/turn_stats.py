@@ -81,6 +81,18 @@ class TurnBegin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOpen:
+    """What an agent waits for, and what waits for it, when its turn has ended."""
+
+    threads: int = 0
+    """Reminders among them."""
+    reminders: int = 0
+
+
+NOTHING_OPEN: Final = LeftOpen()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TurnRow:
     """One turn.  Times are unix seconds, *duration_s* is of a clock that nobody sets."""
 
@@ -91,6 +103,7 @@ class TurnRow:
     kind: str
     result: TurnResult
     message_id: int | None = None
+    left_open: LeftOpen = NOTHING_OPEN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,8 +242,8 @@ def _values(row: TurnRow) -> dict[str, object]:
         **_tokens("last_", result.last),
         "tool_call_count": sum(result.tools.values()),
         "tool_call_breakdown_json": json.dumps(tools, separators=(",", ":")),
-        "open_threads_count": 0,
-        "open_reminders_count": 0,
+        "open_threads_count": row.left_open.threads,
+        "open_reminders_count": row.left_open.reminders,
         "cost_usd": result.cost_usd,
         "context_window_tokens": result.window,
         "message_id": row.message_id,

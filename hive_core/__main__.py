@@ -86,6 +86,61 @@ def show_config(home: Path | None, config_file: Path | None) -> None:
         click.echo(f"{f'{key} = {value}':<{width}}  # {origins[key]}")
 
 
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--local", is_flag=True, help="Make a local hive, as serve --local serves it.")
+@_home_option
+@_config_option
+def restore(file: Path, local: bool, home: Path | None, config_file: Path | None) -> None:
+    """Make a hive of a backup, where there is none and no daemon runs.
+
+    With --home it is a local one.
+
+    \b
+    Examples:
+      hive-core restore hive-20260907T123456Z.tar.gz --home /tmp/hive
+      hive-core restore /mnt/usb/hive-20260907T123456Z.tar.gz
+    """
+    import trio
+
+    from hive_core import backup
+    from hive_core.host.archive import BadArchive
+    from hive_core.host.process import CommandError
+    from hive_core.host.sockets import AlreadyServed
+    from hive_core.layout import host_layout, local_layout
+    from hive_core.store.schema import SchemaError
+
+    try:
+        config, _ = load_config(config_file, _overrides(home))
+    except ConfigError as error:
+        _fail(str(error), EXIT_CONFIG)
+    layout = local_layout(config) if local or home is not None else host_layout(config)
+    try:
+        made = trio.run(backup.restore, layout, file)
+    except (AlreadyServed, BadArchive, SchemaError, CommandError, OSError) as error:
+        _fail(f"cannot restore {file}: {error}")
+    click.echo(f"{layout.state} holds {made.messages} messages and {len(made.agents)} agents", err=True)
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def verify(file: Path) -> None:
+    """Read a backup whole, and look whether its database is sound.
+
+    \b
+    Example:
+      hive-core verify hive-20260907T123456Z.tar.gz
+    """
+    from hive_core import backup
+
+    with file.open("rb") as held:
+        found = backup.verify(file, held)
+    if found.problem is not None:
+        _fail(f"cannot use {file}: {found.problem}")
+    assert found.manifest is not None
+    click.echo(f"{file} is whole: {found.manifest.messages} messages, {len(found.manifest.agents)} agents")
+
+
 def _check_host(home: Path | None) -> None:
     """End with a sentence where there can be no machines."""
     if home is not None:

@@ -50,6 +50,8 @@ class Backend:
     allocate: Callable[[str, Sequence[AgentRow]], int | None]
     remove_files: Callable[[str], Awaitable[None]]
     """Delete all that a purged agent has; raises as agent_files.remove does."""
+    shown_state: Callable[[str], str]
+    """An agent's state directory, as the agent sees it."""
     cages: Cages | None = None
     run: Callable[..., Awaitable[None]] | None = None
     """Watches the machines; to be started before any is looked for."""
@@ -83,6 +85,7 @@ def _local(around: Surroundings) -> Backend:
         make_dirs=make_dirs,
         allocate=lambda _name, _rows: None,
         remove_files=lambda name: agent_files.remove(layout.agent(name).base),
+        shown_state=lambda name: str(layout.agent(name).state),
     )
 
 
@@ -127,6 +130,7 @@ def _nspawn(around: Surroundings) -> Backend:
         make_dirs=make_dirs,
         allocate=allocate,
         remove_files=remove_files,
+        shown_state=lambda name: "/state" if name == MANAGER else f"/agents/{name}/state",
         cages=Cages(images, lambda: doctor.check(config())),
         run=machines.run,
     )

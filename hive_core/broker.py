@@ -9,24 +9,28 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import apsw
 import trio
 
 from hive_core.deferred import Deferred
 from hive_core.domain import delivery
+from hive_core.domain.allow import Allowed, permit
 from hive_core.domain.delivery import Mailbox
-from hive_core.store import mailbox
+from hive_core.domain.letter import Letter
+from hive_core.store import agents, mailbox
 from hive_core.store.database import Outcome, Store
 from hive_core.store.mailbox import Acked, Delivered, MailboxOp, Post, Posted, Requeued, StoredMessage
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import EVERYONE, OPERATOR, SELF
 from hive_core.wire.limits import MAX_RECV_SECONDS
+
+T = TypeVar("T")
 
 CONTINUE: Final = "continue"
 """What a model reads that asked for another turn."""
@@ -58,10 +62,25 @@ class Handover(NamedTuple):
     undo: Callable[[], None]
 
 
+class Held(NamedTuple):
+    """Messages kept back.  *bury* is called with those that are dead, then *release* for the others."""
+
+    ids: list[int]
+    bury: Callable[[Iterable[int]], list[int]]
+    release: Callable[[bool], int]
+    """Make them deliverable, and give how many; told whether their rows say so already."""
+
+
 @dataclass
 class _Inbox:
     mailbox: Mailbox
     waiters: deque[Waiter] = field(default_factory=deque)
+    allowed: Allowed = None
+    """To whom this agent may write; None: to anyone."""
+    paused: bool = False
+    """By the operator."""
+    held: bool = False
+    """While its machine comes up."""
 
 
 class Broker:
@@ -108,10 +127,22 @@ class Broker:
 
     async def register(self, agent: str, *, paused: bool) -> None:
         """Give *agent* a mailbox with what is on disk for it."""
-        waiting, handed_out = await self._store.write(mailbox.waiting_of, agent)
-        inbox = self._inboxes[agent] = _Inbox(Mailbox(waiting, handed_out))
-        inbox.mailbox.paused = paused
-        self._pump(agent)
+        done: Deferred[None] = Deferred()
+
+        def look(db: apsw.Connection) -> tuple[int, list[int], Allowed]:
+            return *mailbox.waiting_of(db, agent), agents.allowed_of(db, agent)
+
+        def found(outcome: tuple[int, list[int], Allowed]) -> None:
+            # Here and not in the waiting task: what is committed after the look must find the mailbox.
+            waiting, handed_out, allowed = outcome
+            inbox = self._inboxes[agent] = _Inbox(Mailbox(waiting, handed_out), allowed=allowed)
+            inbox.paused = paused
+            self._let_flow(agent, inbox)
+            done.resolve(None)
+
+        self._store.submit(look).then(found, done.fail)
+        with trio.CancelScope(shield=True):
+            await done.wait()
 
     def unregister(self, agent: str) -> None:
         """Refuse messages to *agent* from now on.  Its rows stay."""
@@ -120,12 +151,60 @@ class Broker:
             waiter.deferred.fail(Refused(ErrorCode.NOT_FOUND, f"cannot wait: {agent} was destroyed"))
 
     def set_paused(self, agent: str, paused: bool) -> None:
-        self._inboxes[agent].mailbox.paused = paused
+        inbox = self._inboxes[agent]
+        inbox.paused = paused
+        self._let_flow(agent, inbox)
+
+    def hold_up(self, agent: str, held: bool) -> None:
+        """Hand out nothing to *agent* for the time being, whether or not the operator has paused it."""
+        inbox = self._inboxes.get(agent)
+        if inbox is not None:
+            inbox.held = held
+            self._let_flow(agent, inbox)
+
+    def _let_flow(self, agent: str, inbox: _Inbox) -> None:
+        inbox.mailbox.paused = inbox.paused or inbox.held
         self._pump(agent)
 
     def count_unread(self, agent: str) -> int:
         inbox = self._inboxes.get(agent)
         return inbox.mailbox.waiting if inbox else 0
+
+    # ── who may write to whom ───────────────────────────────────────────────────────────────────
+
+    def allowed(self, agent: str) -> Allowed:
+        """To whom *agent* may write; None: to anyone."""
+        inbox = self._inboxes.get(agent)
+        return inbox.allowed if inbox else None
+
+    async def allow(self, agent: str, recipients: Collection[str] | None) -> None:
+        """Let *agent* write to *recipients* and the manager only, or, with none of them, to anyone.
+
+        Raises:
+            Refused: NOT_FOUND, when the agent was destroyed.
+        """
+        inbox = self._inbox(agent)
+        allowed = frozenset(recipients) if recipients else None
+        done: Deferred[None] = Deferred()
+
+        def stored(_result: None) -> None:
+            inbox.allowed = allowed
+            self._changed(agent)
+            done.resolve(None)
+
+        self._store.submit(lambda db: agents.allow(db, agent, allowed)).then(stored, done.fail)
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        names = "anyone" if allowed is None else ",".join(sorted(allowed))
+        log.info("Recipients allowed agent=%s to=%s", agent, names)
+
+    def check_allowed(self, sender: str, to: str, verb: str) -> None:
+        """Refuse what *sender* may not begin with *to*.
+
+        Raises:
+            Refused: FORBIDDEN.
+        """
+        permit(sender, to, [to], self.allowed(sender), verb)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -142,12 +221,14 @@ class Broker:
         """Store a message for *to*, an agent, `operator` or `*`; its id comes when it is on disk.
 
         Raises:
-            Refused: NOT_FOUND or INVALID_ARGUMENT, at once; the deferred fails with NOT_FOUND for an
-                unknown in_reply_to, CONFLICT for a key used otherwise, UNAVAILABLE if the disk refuses.
+            Refused: NOT_FOUND, INVALID_ARGUMENT or FORBIDDEN, at once; the deferred fails with NOT_FOUND for
+                an unknown in_reply_to, CONFLICT for a key used otherwise, UNAVAILABLE if the disk refuses.
         """
         delivery.check_body(body)
         recipients = delivery.route(sender, to, self._inboxes)
         inbox = self._inboxes.get(sender)
+        if inbox is not None and inbox.allowed is not None:
+            recipients = permit(sender, to, recipients, inbox.allowed)
         return self._post(
             Post(
                 first_id=self._take_ids(len(recipients)),
@@ -207,12 +288,61 @@ class Broker:
         )
         return self._post(post)
 
+    async def leave_with(
+        self, sender: str, most: int, fn: Callable[[apsw.Connection], tuple[T, list[Letter]]]
+    ) -> T:
+        """Run *fn* in a transaction and store the letters it gives, at most *most*, in the same one.
+
+        What *fn* changed is on disk if and only if its letters are.  One to an agent that is not there
+        is left out: nobody would ever take it.  *fn* runs in the writer's thread.
+
+        Raises:
+            what *fn* raises, and nothing has happened; Refused UNAVAILABLE if the disk refuses.
+        """
+        answer = self.submit_with(sender, most, fn)
+        with trio.CancelScope(shield=True):
+            result = await answer.wait()
+        return result  # noqa: RET504 - mypy cannot know that the scope swallows nothing
+
+    def submit_with(
+        self, sender: str, most: int, fn: Callable[[apsw.Connection], tuple[T, list[Letter]]]
+    ) -> Deferred[T]:
+        """Do as `leave_with`, without waiting."""
+        first_id, now, here = self._take_ids(most), self._clock(), {*self._inboxes, OPERATOR}
+
+        def run(db: apsw.Connection) -> tuple[T, list[Post]]:
+            result, letters = fn(db)
+            assert len(letters) <= most
+            wanted = [letter for letter in letters if letter.to in here]
+            posts = [
+                Post(first_id + offset, sender, [letter.to], letter.body, now, cause_id=letter.cause_id)
+                for offset, letter in enumerate(wanted)
+            ]
+            mailbox.insert_posts(db, posts)
+            return result, posts
+
+        answer: Deferred[T] = Deferred()
+
+        def stored(outcome: tuple[T, list[Post]]) -> None:
+            # Here and not in the waiting task: what is committed later must not be delivered sooner.
+            result, posts = outcome
+            for post in posts:
+                self._deliver(post, post.first_id)
+            answer.resolve(result)
+
+        self._store.submit(run).then(stored, answer.fail)
+        return answer
+
     def _leave(self, agent: str, sender: str, body: str, sender_uid: int | None) -> Deferred[int]:
         delivery.check_body(body)
         self._inbox(agent)
         return self._post(
             Post(self._take_ids(1), sender, [agent], body, self._clock(), sender_uid=sender_uid)
         )
+
+    def take_ids(self, count: int) -> int:
+        """Give the first of *count* ids that no message has, to whoever stores messages on its own."""
+        return self._take_ids(count)
 
     def _take_ids(self, count: int) -> int:
         first = self._last_id + 1
@@ -296,6 +426,33 @@ class Broker:
             self._pump(agent)
             self._changed(agent)
         return len(back)
+
+    def hold(self, agent: str, ids: Iterable[int] | None = None) -> Held:
+        """Keep messages to *agent* back, to decide what becomes of them (domain.delivery.Mailbox.hold).
+
+        Raises:
+            Refused: NOT_FOUND, when the agent was destroyed.
+        """
+        box = self._inbox(agent).mailbox
+        held = box.hold(ids)
+        return Held(held, box.bury, partial(self._release, agent, box, held))
+
+    def _release(self, agent: str, box: Mailbox, held: list[int], counted: bool) -> int:
+        back = box.release(held)
+        if not counted:
+            self._store.mark(Requeued(back))
+        if self._is_of(agent, box):
+            self._pump(agent)
+            self._changed(agent)
+        return len(back)
+
+    def revive(self, agent: str, count: int) -> None:
+        """So many dead messages to *agent* were made deliverable again, on disk."""
+        inbox = self._inboxes.get(agent)
+        if inbox is not None:
+            inbox.mailbox.revive(count)
+            self._pump(agent)
+            self._changed(agent)
 
     def hand_over(self, agent: str, ids: Iterable[int]) -> Handover:
         """Watch over the answer that takes *ids* to *agent*, to whom they have just been leased.

@@ -69,6 +69,30 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What is bound into each machine at /opt/hyperhive; empty: where this hive-core is installed."""
 
 
+class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How messages are handed out."""
+
+    max_deliveries: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """Turns that fail over a message, harnesses that die with it counted in, before it is a dead letter."""
+
+
+Days = Annotated[int, Meta(ge=0, le=36500)]
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many days things are kept; 0 is for ever.  What is not acked, was asked or decided always stays."""
+
+    messages_days: Days = 30
+    """Acked messages, from the ack."""
+    events_days: Days = 7
+    """What agents did, event by event."""
+    stream_events_days: Days = 0
+    """Above 0: of the events only the raw stream of the model goes, after this time, the others never."""
+    turn_stats_days: Days = 90
+    generations: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """Generations of a machine that are kept beside the current and the booted one."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set."""
 
@@ -87,6 +111,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long open connections may take to end when the daemon stops."""
     harness: Harness = Harness()
     machines: Machines = Machines()
+    broker: Broker = Broker()
+    retention: Retention = Retention()
 
 
 NEEDS_RESTART: Final = frozenset(

@@ -1,6 +1,7 @@
 """Commands to harnesses, over the stream that each of them holds open."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +15,8 @@ from hive_core.wire.errors import ErrorCode, Refused
 MAX_WAITING_COMMANDS: Final = 32
 
 Make = Callable[[int], wire.Command]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,6 +75,13 @@ class Control:
         deferred: Deferred[str | None] = Deferred(lambda: line.waiting.pop(command_id, None) is not None)
         line.waiting[command_id] = deferred
         return deferred
+
+    async def quiesce(self, agent: str) -> None:
+        """Let the running turn of *agent* end and begin no other; return when that is so, or nobody hears."""
+        try:
+            await self.command(agent, lambda command_id: wire.Quiesce(id=command_id)).wait()
+        except Refused as error:
+            log.info("Agent not quiesced agent=%s: %s", agent, error.text)
 
     def tell(self, agent: str, command: wire.Command) -> None:
         """Send a command that needs no answer, if there is somebody to read it."""

@@ -15,24 +15,33 @@ from typing import Final
 import trio
 
 from hive_core.backends import Mode, Surroundings, open_backend
+from hive_core.backup import Backups
 from hive_core.broker import Broker
 from hive_core.config import NEEDS_RESTART, Config, ConfigError, flatten, merge
 from hive_core.control import Control
+from hive_core.dead_letters import DeadLetters
 from hive_core.domain.helper_event import condition_in
+from hive_core.domain.retention import Policy
 from hive_core.feed import Feed
 from hive_core.handlers.deps import Deps
 from hive_core.herald import Herald
+from hive_core.homes import Homes
 from hive_core.host.process import CommandError
 from hive_core.host.sockets import bind_unix, is_listening_at, only_daemon, usable_group
 from hive_core.host.systemd import Notifier, inherited_sockets
 from hive_core.keeper import Hooks
 from hive_core.layout import Layout
+from hive_core.questions import Questions
+from hive_core.scheduler import Scheduler
+from hive_core.search import Search, open_search
 from hive_core.serve import host_socket
 from hive_core.serve.agent_doors import AgentDoors
 from hive_core.serve.doors import Door
+from hive_core.store.copy import give_back_space
 from hive_core.store.database import Store, open_store
 from hive_core.store.mailbox import MailboxOp, apply_batch
 from hive_core.supervisor import Supervisor
+from hive_core.vacuum import Vacuum
 from hive_core.wire import agent as wire
 from hive_core.wire.errors import Refused
 from hive_core.wire.ids import MANAGER, SYSTEM
@@ -92,13 +101,14 @@ async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> 
     layout.make()
     notifier = Notifier()
     with only_daemon(layout.state), only_daemon(layout.run):
-        async with open_store(layout.database, apply_batch) as store:
+        give_back_space(layout.database)
+        async with open_store(layout.database, apply_batch) as store, open_search(store) as search:
             stop, interrupted = trio.Event(), trio.Event()
             async with trio.open_nursery() as workers:
                 await workers.start(_obey_signals, stop, interrupted, config, notifier)
                 workers.start_soon(_die_with, store)
                 async with _running_hive(
-                    store, layout, config, mode, inherited.pop(HOST_SOCKET, None), stop, workers
+                    store, search, layout, config, mode, inherited.pop(HOST_SOCKET, None), stop, workers
                 ) as supervisor:
                     workers.start_soon(_watchdog, store, notifier)
                     _collect_garbage_rarely()
@@ -115,6 +125,7 @@ async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> 
 @asynccontextmanager
 async def _running_hive(
     store: Store[MailboxOp],
+    search: Search,
     layout: Layout,
     config: LiveConfig,
     mode: Mode,
@@ -140,9 +151,20 @@ async def _running_hive(
         mode, Surroundings(layout, config, manager_uid, machine_appeared, herald.refuse_peer)
     )
     doors = AgentDoors(layout, backend.identity, backend.make_dirs)
+    homes = Homes(store, layout, backend.shown_state)
+    dead_letters = DeadLetters(
+        store, broker, max_deliveries=lambda: config().broker.max_deliveries, changed=feed.changed
+    )
+    questions = Questions(
+        store,
+        leave=broker.leave_with,
+        is_agent=lambda name: name in broker.agents,
+        check_allowed=broker.check_allowed,
+    )
 
     async def enlist(name: str, paused: bool) -> None:
         await broker.register(name, paused=paused)
+        scheduler.look_again()
 
     async def vanish(name: str) -> None:
         await doors.close(name)
@@ -153,40 +175,50 @@ async def _running_hive(
     async def purge(name: str) -> bool:
         try:
             await backend.remove_files(name)
-        except (CommandError, OSError, trio.TooSlowError) as error:
+            await questions.end_those_of(name)
+            await scheduler.forget(name)
+        except (CommandError, OSError, trio.TooSlowError, Refused) as error:
             log.error("State of %s cannot be deleted, the next start tries again: %s", name, error)
             return False
         return True
-
-    async def quiesce(name: str) -> None:
-        try:
-            await control.command(name, lambda command_id: wire.Quiesce(id=command_id)).wait()
-        except Refused as error:
-            log.info("Agent not quiesced agent=%s: %s", name, error.text)
 
     def pause(name: str, paused: bool) -> None:
         broker.set_paused(name, paused)
         control.tell(name, wire.SetPaused(id=0, paused=paused))
 
+    scheduler = Scheduler(
+        store,
+        leave=broker.leave_with,
+        write_file=homes.write_file,
+        agents=lambda: broker.agents,
+        changed=feed.changed,
+    )
+    vacuum = Vacuum(store, policy=lambda: _policy(config()), agents=homes.names, prune=homes.prune)
     hooks = Hooks(
         enlist=enlist,
         open_door=doors.open,
         vanish=vanish,
         purge=purge,
-        quiesce=quiesce,
+        quiesce=control.quiesce,
         pause=pause,
+        hold=broker.hold_up,
         changed=feed.changed,
         kick=lambda name: say(name, KICK),
         tell=herald.tell,
         notice=herald.notice,
     )
     supervisor = Supervisor(store, backend.machines, hooks, config, backend.allocate)
-    group = usable_group(config().admin_group)
     deps = Deps(
         broker=broker,
         supervisor=supervisor,
         feed=feed,
         control=control,
+        dead_letters=dead_letters,
+        questions=questions,
+        scheduler=scheduler,
+        search=search,
+        vacuum=vacuum,
+        backups=Backups(layout, agents=homes.names, uid_of=homes.uid_of),
         store=store,
         machines=backend.machines,
         logs=backend.logs,
@@ -197,22 +229,24 @@ async def _running_hive(
         started_at=time.time(),
         count_connections=lambda: host_door.connections + doors.connections,
     )
-    host_door = Door(
-        HOST_SOCKET,
-        _host_listener(inherited, layout, group),
-        partial(host_socket.answer, deps, stop, group is not None),
-        host_socket.TOO_MANY,
-    )
+    host_door = _make_host_door(deps, inherited, stop)
     await broker.recover()
+    await dead_letters.recover()
     await workers.start(broker.run)
     if backend.run is not None:
         await workers.start(backend.run)
     async with trio.open_nursery() as serving:
         # The sockets of agents first: a machine that is adopted connects at once.
         await serving.start(doors.run, deps, stop, config().drain_s)
-        await workers.start(supervisor.run)
+        for part in (supervisor, questions, scheduler, search, vacuum):
+            await workers.start(part.run)
         await serving.start(host_door.run, stop, config().drain_s)
         yield supervisor
+
+
+def _policy(config: Config) -> Policy:
+    days = config.retention
+    return Policy(**{name: getattr(days, name) for name in days.__struct_fields__})
 
 
 def _say(broker: Broker, to: str, body: str) -> None:
@@ -225,6 +259,12 @@ def _say(broker: Broker, to: str, body: str) -> None:
         broker.send(SYSTEM, to, body, sender_uid=None).then(lambda _id: None, lost)
     except Refused as error:
         log.warning("Message of the daemon not sent agent=%s: %s", to, error.text)
+
+
+def _make_host_door(deps: Deps, inherited: socket.socket | None, stop: trio.Event) -> Door:
+    group = usable_group(deps.config().admin_group)
+    answer = partial(host_socket.answer, deps, stop, group is not None)
+    return Door(HOST_SOCKET, _host_listener(inherited, deps.layout, group), answer, host_socket.TOO_MANY)
 
 
 def _host_listener(inherited: socket.socket | None, layout: Layout, group: int | None) -> socket.socket:

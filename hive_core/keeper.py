@@ -105,6 +105,8 @@ class Hooks:
     quiesce: Callable[[str], Awaitable[None]]
     """Let its running turn end and begin no other; returns when that is so, or it cannot be asked."""
     pause: Callable[[str, bool], None]
+    hold: Callable[[str, bool], None]
+    """Hand it no message while its machine comes up: the cage is whole only when it is up."""
     changed: Callable[[str], None]
     kick: Callable[[str], None]
     """Tell it that it was started again."""
@@ -268,6 +270,7 @@ class Keeper:
                     if not agent.has_door:
                         await self._open_door()
                     row = agent.row
+                    self._hooks.hold(name, True)
                     machine = await self._machines.start(row)
         except (CannotStart, *TROUBLE) as error:
             story = str(error) if isinstance(error, CannotStart) else f"cannot be started: {describe(error)}"
@@ -276,6 +279,7 @@ class Keeper:
             self._has_not_started(story)
             return
         finally:
+            self._hooks.hold(name, False)
             agent.starting = None
             agent.tried.set()
         if machine is None:

@@ -123,7 +123,7 @@ class Supervisor:
                 state = "is being destroyed" if self._agents[name].row.wanted in GOING else "exists already"
                 raise Refused(ErrorCode.CONFLICT, f"cannot spawn {name}: it {state}", "exists")
             now = self._wall_clock()
-            uid_base = await self._uids_for(name)
+            uid_base = await self.uids_for(name)
             await self._store.write(agents.create, name, now, uid_base, shape)
             await self._hooks.enlist(name, False)
             self._hooks.notice(name, AS_SPAWNED)
@@ -171,9 +171,27 @@ class Supervisor:
         await self._want(agent, Wanted.RUNNING)
 
     async def destroy(self, name: str, *, purge: bool) -> None:
-        """Want *name* gone, and with *purge* its state too."""
+        """Want *name* gone, and with *purge* its state too, also of one that was destroyed before."""
+        if purge and name not in self._agents:
+            await self._purge_kept(name)
+            return
         await self._want(self._movable(name), Wanted.PURGED if purge else Wanted.GONE)
         log.info("Agent is being destroyed agent=%s purge=%s", name, purge)
+
+    async def _purge_kept(self, name: str) -> None:
+        async with self._wishing:
+            rows = await self._store.read(agents.all_agents)
+            row = next((row for row in rows if row.name == name), None)
+            if row is None or name in self._agents:
+                self._movable(name)  # there is none, or it was spawned or is being purged since
+                raise Refused(ErrorCode.CONFLICT, f"cannot purge {name}: it exists again", "exists")
+            await self._store.write(agents.want, name, Wanted.PURGED, self._wall_clock())
+            await self._hooks.enlist(name, row.paused)
+            agent = self._agents[name] = Agent(replace(row, wanted=Wanted.PURGED))
+            assert self._nursery is not None
+            self._nursery.start_soon(self._keeper(agent).run)
+        log.info("Agent is being destroyed agent=%s purge=True", name)
+        self._hooks.changed(name)
 
     async def set_paused(self, name: str, paused: bool) -> None:
         """Let *name* get no messages, or let it get them again."""
@@ -230,15 +248,19 @@ class Supervisor:
             return None
         return f"{name!r} is too long for the name of a machine: use {longest} characters at most"
 
-    async def _uids_for(self, name: str) -> int | None:
-        """Give the uids that the files of *name* belong to, or new ones."""
+    async def uids_for(self, name: str, verb: str = "spawn") -> int | None:
+        """Give the first of the uids that the files of *name* belong to, or of free ones; None: of our own.
+
+        Raises:
+            Refused: UNAVAILABLE, when all are taken.
+        """
         rows = await self._store.read(agents.all_agents)
         known = next((row.uid_base for row in rows if row.name == name), None)
         try:
             # Not looked for when it is known: nobody else gets it, whatever the host's accounts say today.
             return known if known is not None else self._allocate(name, rows)
         except (NoRangeLeft, OSError) as error:
-            raise Refused(ErrorCode.UNAVAILABLE, f"cannot spawn {name}: {error}") from None
+            raise Refused(ErrorCode.UNAVAILABLE, f"cannot {verb} {name}: {error}") from None
 
     # ── the world ───────────────────────────────────────────────────────────────────────────────
 

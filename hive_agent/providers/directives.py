@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from hive_core.wire.ids import OPERATOR
+
 MAX_SLEEP_S: Final = 300.0
 
 
@@ -16,6 +18,22 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
+    text: str
+    to: str = OPERATOR
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To question *id*; None: to the one that the turn began with."""
+
+    text: str
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remind:
+    seconds: float
     text: str
 
 
@@ -53,10 +71,15 @@ class Context:
     tokens: int
 
 
-Directive = Say | Ask | Sleep | Fail | Limit | TooLong | Logout | Context
+Deed = Say | Ask | Answer | Remind | Sleep | Fail
+"""What a turn does; the others are what becomes of it."""
+
+Directive = Deed | Limit | TooLong | Logout | Context
 
 _SAY: Final = re.compile(r"say\s+([^\s:]+)\s*:\s*(\S.*)", re.IGNORECASE)
-_ASK: Final = re.compile(r"ask\s+operator\s*:\s*(\S.*)", re.IGNORECASE)
+_ASK: Final = re.compile(r"ask\s+([^\s:]+)\s*:\s*([^\s|].*)", re.IGNORECASE)
+_ANSWER: Final = re.compile(r"answer(?:\s+(\d{1,18}))?\s*:\s*(\S.*)", re.IGNORECASE)
+_REMIND: Final = re.compile(r"remind\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?\s*:\s*(\S.*)", re.IGNORECASE)
 _SLEEP: Final = re.compile(r"sleep\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?", re.IGNORECASE)
 _LIMIT: Final = re.compile(r"limit\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?", re.IGNORECASE)
 _CONTEXT: Final = re.compile(r"context\s+(\d{1,9})", re.IGNORECASE)
@@ -74,7 +97,12 @@ def _parse_line(line: str) -> Directive | None:
     if match := _SAY.fullmatch(line):
         return Say(match[1], match[2])
     if match := _ASK.fullmatch(line):
-        return Ask(match[1])
+        text, *options = (part.strip() for part in match[2].split("|"))
+        return Ask(text, match[1], tuple(filter(None, options)))
+    if match := _ANSWER.fullmatch(line):
+        return Answer(match[2], int(match[1]) if match[1] else None)
+    if match := _REMIND.fullmatch(line):
+        return Remind(float(match[1]), match[2])
     if match := _SLEEP.fullmatch(line):
         return Sleep(min(float(match[1]), MAX_SLEEP_S))
     if match := _LIMIT.fullmatch(line):

@@ -2,17 +2,20 @@
 
 Demos and tests run whole hives with it.  Its events have the shape of claude's stream, so whatever
 shows the one shows the other.  It never answers an answer, so two of them cannot keep each other awake.
+A question's lines are carried out like a message's; one that does not say what to answer is answered
+with its first option, or with what was read.
 """
 
 import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import msgspec
 import trio
 from msgspec import UNSET
 
@@ -28,12 +31,15 @@ from hive_agent.providers.base import (
     Usage,
 )
 from hive_agent.providers.directives import (
+    Answer,
     Ask,
     Context,
+    Deed,
     Directive,
     Fail,
     Limit,
     Logout,
+    Remind,
     Say,
     Sleep,
     TooLong,
@@ -43,12 +49,21 @@ from hive_agent.providers.script import BadScript, ScriptedTurn, read_script
 from hive_agent.tools import Tools
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import Refused
-from hive_core.wire.ids import EVERYONE, OPERATOR, why_no_agent_name
+from hive_core.wire.ids import EVERYONE, OPERATOR, SYSTEM, why_no_agent_name
 
 MAX_QUOTE_CHARS: Final = 80
 MANAGER: Final = "manager"
 WINDOW_TOKENS: Final = 200_000
 COMPACTED_TOKENS: Final = 1000
+
+
+class Question(msgspec.Struct, frozen=True, tag_field="event", tag="question_asked"):
+    """A message from `system` that wants an answer."""
+
+    id: int
+    asker: str
+    question: str
+    options: list[str]
 
 
 class Scripted:
@@ -89,11 +104,14 @@ class Scripted:
         turn = _Turn(prompt.message, tools, emit)
         if self._turns:
             return await turn.play(self._turns.popleft())
-        directives = parse_directives(prompt.message.body)
+        question = read_question(prompt.message)
+        directives = parse_directives(question.question if question else prompt.message.body)
         if (trouble := self._trouble(directives, prompt.message)) is not None:
             return trouble
         contexts = [directive.tokens for directive in directives if isinstance(directive, Context)]
-        deeds = [directive for directive in directives if isinstance(directive, Say | Ask | Sleep | Fail)]
+        deeds = [directive for directive in directives if isinstance(directive, Deed)]
+        if question:
+            deeds = with_answer(deeds, question)
         result = await (turn.obey(deeds) if deeds else turn.answer())
         return with_figures(result, contexts[-1]) if contexts else result
 
@@ -149,7 +167,7 @@ class _Turn:
                 return TurnResult(outcome=Outcome.FAILED, note=step.error)
         return TurnResult(outcome=Outcome.OK if script.ok else Outcome.FAILED, note=script.note)
 
-    async def obey(self, directives: Iterable[Say | Ask | Sleep | Fail]) -> TurnResult:
+    async def obey(self, directives: Iterable[Deed]) -> TurnResult:
         done: list[str] = []
         refusals: list[str] = []
         for directive in directives:
@@ -159,10 +177,18 @@ class _Turn:
                     told = "everyone" if to == EVERYONE else to
                     deed = f"told {told} {_count(text)}"
                     problem = f"could not tell {told}: {refusal}"
-                case Ask(text=text):
-                    refusal = await self._send(OPERATOR, text)
-                    deed = f"asked the operator {_count(text)}"
-                    problem = f"could not ask the operator: {refusal}"
+                case Ask(text=text, to=to, options=options):
+                    refusal = await self._ask(to, text, options)
+                    asked = "the operator" if to == OPERATOR else to
+                    deed = f"asked {asked} {_count(text)}"
+                    problem = f"could not ask {asked}: {refusal}"
+                case Answer(text=text, id=question_id):
+                    refusal = await self._answer_question(question_id or 0, text)
+                    deed = f"answered question {question_id or 0}"
+                    problem = f"could not answer question {question_id or 0}: {refusal}"
+                case Remind(seconds=seconds, text=text):
+                    refusal = await self._remind(text, seconds)
+                    deed, problem = f"set a reminder in {seconds:g} s", f"could not set a reminder: {refusal}"
                 case Sleep(seconds=seconds):
                     self._say(f"sleeping {seconds:g} s")
                     await trio.sleep(seconds)
@@ -193,22 +219,50 @@ class _Turn:
         return TurnResult(outcome=Outcome.OK, note="; ".join(refusals) or None)
 
     async def _send(self, to: str, body: str, in_reply_to: int | None = None) -> str | None:
-        """Send, and show it as a tool's use; give the sentence of a refusal."""
-        self._tool_uses += 1
-        use_id = f"toolu_{self._message.id}_{self._tool_uses}"
         arguments: dict[str, Any] = {"to": to, "body": body}
         if in_reply_to is not None:
             arguments["in_reply_to"] = in_reply_to
-        use = {"type": "tool_use", "id": use_id, "name": "mcp__hyperhive__send", "input": arguments}
+
+        async def send() -> str:
+            return f"sent as message {await self._tools.send(to, body, in_reply_to)}"
+
+        return await self._use("send", arguments, send)
+
+    async def _ask(self, to: str, question: str, options: Sequence[str]) -> str | None:
+        async def ask() -> str:
+            return f"asked as question {await self._tools.ask(to, question, options)}"
+
+        return await self._use("ask", {"to": to, "question": question, "options": list(options)}, ask)
+
+    async def _answer_question(self, question_id: int, answer: str) -> str | None:
+        async def say() -> str:
+            await self._tools.answer(question_id, answer)
+            return "answered"
+
+        return await self._use("answer", {"id": question_id, "answer": answer}, say)
+
+    async def _remind(self, message: str, delay_s: float) -> str | None:
+        async def remind() -> str:
+            return f"kept as reminder {await self._tools.remind(message, delay_s)}"
+
+        return await self._use("remind", {"message": message, "delay_seconds": delay_s}, remind)
+
+    async def _use(
+        self, tool: str, arguments: dict[str, Any], call: Callable[[], Awaitable[str]]
+    ) -> str | None:
+        """Call a tool and show its use; give the sentence of a refusal."""
+        self._tool_uses += 1
+        use_id = f"toolu_{self._message.id}_{self._tool_uses}"
+        use = {"type": "tool_use", "id": use_id, "name": f"mcp__hyperhive__{tool}", "input": arguments}
         self._stream("assistant", use)
         result: dict[str, Any] = {"type": "tool_result", "tool_use_id": use_id}
         try:
-            sent_id = await self._tools.send(to, body, in_reply_to)
+            said = await call()
         except Refused as refused:
             refusal = " ".join(refused.text.split())
             self._stream("user", {**result, "content": [_text(refusal)], "is_error": True})
             return refusal
-        self._stream("user", {**result, "content": [_text(f"sent as message {sent_id}")]})
+        self._stream("user", {**result, "content": [_text(said)]})
         return None
 
     def _say(self, text: str) -> None:
@@ -222,6 +276,26 @@ def with_figures(result: TurnResult, tokens: int) -> TurnResult:
     """Let *result* say that the last inference read *tokens*."""
     usage = Usage(input=1, cache_read=max(tokens - 1, 0), output=1)
     return replace(result, last=usage, total=usage, window=WINDOW_TOKENS, cost_usd=0.0)
+
+
+def read_question(message: Message) -> Question | None:
+    """Give the question that *message* asks; None when it asks none, or somebody only says that it does."""
+    if message.sender != SYSTEM:
+        return None
+    try:
+        return msgspec.json.decode(message.body, type=Question)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def with_answer(deeds: Sequence[Deed], question: Question) -> list[Deed]:
+    """Give *deeds* so that they answer *question*, unless they fail."""
+    whole = [replace(deed, id=deed.id or question.id) if isinstance(deed, Answer) else deed for deed in deeds]
+    for deed in whole:
+        if isinstance(deed, Fail) or (isinstance(deed, Answer) and deed.id == question.id):
+            return whole
+    said = question.options[0] if question.options else f"read {_count(question.question)}"
+    return [*whole, Answer(said, question.id)]
 
 
 def expects_answer(message: Message) -> bool:

@@ -92,6 +92,8 @@ class Mailbox:
         self._on_the_way: dict[int, bool] = {}
         # Handed out by an earlier daemon: its agent may still be at work on them and ack them.
         self._working = dict.fromkeys(working)
+        # Neither deliverable nor leased, until it is decided whether they are handed out again.
+        self._held: dict[int, None] = {}
         self._more = waiting > 0
         self._loading = False
         self._load_is_stale = False
@@ -108,7 +110,8 @@ class Mailbox:
 
     @property
     def leased(self) -> list[int]:
-        return list(self._leased)
+        """What must not be handed out now: what is leased, and what is held."""
+        return [*self._leased, *self._held] if self._held else list(self._leased)
 
     @property
     def working_on(self) -> int | None:
@@ -169,16 +172,8 @@ class Mailbox:
             given = dict.fromkeys(ids)
             drained = [i for i, turn in self._drained.items() if turn is None or turn in given]
             given |= dict.fromkeys(self._without_those_on_the_way(i for i in drained if i not in given))
-            known = self._leased.keys() | self._working.keys()
-            if not given.keys() <= known:
-                known |= {message.id for message in self._ready}
-            acked = [message_id for message_id in given if message_id in known]
-        unleased = [message_id for message_id in acked if message_id not in self._leased]
-        if unleased:
-            self.waiting -= len(unleased)
-            gone = set(unleased)
-            self._ready = deque(message for message in self._ready if message.id not in gone)
-            self._ready_bytes = sum(len(message.body) for message in self._ready)
+            acked = self._known(given)
+        self._leave_waiting(acked)
         self._end(acked)
         return acked
 
@@ -209,15 +204,42 @@ class Mailbox:
             self._on_the_way.pop(message_id, None)
         if ids is None:
             self._working.clear()
-        if back:
-            self.waiting += len(back)
-            # They come before what is in memory: begin again with what is on disk.
-            self._ready.clear()
-            self._ready_bytes = 0
-            self.loaded_to = 0
-            self._more = True
-            self._load_is_stale = self._loading
+        self._come_again(len(back))
         return back
+
+    def hold(self, ids: Iterable[int] | None = None) -> list[int]:
+        """Keep messages back until `release` or `bury`, and give those that are now kept.
+
+        Those of *ids* that are not acked, as far as they are in memory; without *ids* those that are
+        leased and were not drained, which is what turns began with.
+        """
+        if ids is None:
+            held = [i for i in self._leased if i not in self._drained]
+        else:
+            held = [i for i in self._known(dict.fromkeys(ids)) if i not in self._held]
+        self._leave_waiting(held)
+        self._end(held)
+        self._held |= dict.fromkeys(held)
+        return held
+
+    def release(self, ids: Iterable[int]) -> list[int]:
+        """Make held messages deliverable again, and give them; not those that were acked meanwhile."""
+        back = [i for i in ids if i in self._held]
+        for message_id in back:
+            del self._held[message_id]
+        self._come_again(len(back))
+        return back
+
+    def bury(self, ids: Iterable[int]) -> list[int]:
+        """Forget held messages, which are dead, and give them; not those that were acked meanwhile."""
+        buried = [i for i in ids if i in self._held]
+        for message_id in buried:
+            del self._held[message_id]
+        return buried
+
+    def revive(self, count: int) -> None:
+        """So many messages, forgotten before, are deliverable on disk again."""
+        self._come_again(count)
 
     def needs_load(self) -> bool:
         """Say whether to load now; if so the caller must, and give the rows to `loaded`."""
@@ -234,9 +256,37 @@ class Mailbox:
             self._load_is_stale = False
             return
         for message in messages:
-            if message.id not in self._leased and message.id not in gone:
+            if message.id not in self._leased and message.id not in self._held and message.id not in gone:
                 self._append(message)
         self._more = self._more or not whole
+
+    def _known(self, ids: Mapping[int, None]) -> list[int]:
+        """Give those of *ids* that are in memory and not acked."""
+        known = self._leased.keys() | self._working.keys()
+        if self._held:
+            known |= self._held.keys()
+        if not ids.keys() <= known:
+            known |= {message.id for message in self._ready}
+        return [message_id for message_id in ids if message_id in known]
+
+    def _leave_waiting(self, ids: Iterable[int]) -> None:
+        """Take those of *ids* that are deliverable out of what waits."""
+        unleased = [i for i in ids if i not in self._leased and i not in self._held]
+        if unleased:
+            self.waiting -= len(unleased)
+            gone = set(unleased)
+            self._ready = deque(message for message in self._ready if message.id not in gone)
+            self._ready_bytes = sum(len(message.body) for message in self._ready)
+
+    def _come_again(self, count: int) -> None:
+        if count:
+            self.waiting += count
+            # They come before what is in memory: begin again with what is on disk.
+            self._ready.clear()
+            self._ready_bytes = 0
+            self.loaded_to = 0
+            self._more = True
+            self._load_is_stale = self._loading
 
     def _end(self, ids: Collection[int]) -> None:
         for message_id in ids:
@@ -244,6 +294,9 @@ class Mailbox:
             self._working.pop(message_id, None)
             self._drained.pop(message_id, None)
             self._on_the_way.pop(message_id, None)
+        if self._held:
+            for message_id in ids:
+                self._held.pop(message_id, None)
         if self._loading:
             self._acked_while_loading.update(ids)
 

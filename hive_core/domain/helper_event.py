@@ -62,6 +62,13 @@ class PeerRefused(HelperEvent, frozen=True, kw_only=True, tag="peer_refused"):
     """Where that process belongs."""
 
 
+class MessageDead(HelperEvent, frozen=True, kw_only=True, tag="message_dead"):
+    """A message to it is handed out no more: it failed over it too often."""
+
+    id: int
+    reason: str
+
+
 def render_body(event: HelperEvent) -> str:
     """Give the text of the message."""
     note = getattr(event, "note", None)

@@ -4,6 +4,7 @@ from hive_core.feed import Overtaken, RowChanged
 from hive_core.handlers.deps import Deps, Emit, Peer
 from hive_core.handlers.machines import check_image
 from hive_core.handlers.rows import agent_row
+from hive_core.wire import allow as wire
 from hive_core.wire import host
 from hive_core.wire.errors import ErrorCode, Refused
 
@@ -41,6 +42,12 @@ async def subscribe_agent_status(
 
 async def set_paused(deps: Deps, _peer: Peer, request: host.SetPaused) -> host.Reply:
     await deps.supervisor.set_paused(request.name, request.paused)
+    return host.Reply()
+
+
+async def allow(deps: Deps, _peer: Peer, request: wire.Allow) -> host.Reply:
+    deps.supervisor.agent(request.name)
+    await deps.broker.allow(request.name, request.recipients)
     return host.Reply()
 
 

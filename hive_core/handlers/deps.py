@@ -7,16 +7,22 @@ from typing import Protocol
 
 import msgspec
 
+from hive_core.backup import Backups
 from hive_core.broker import Broker
 from hive_core.config import Config
 from hive_core.control import Control
+from hive_core.dead_letters import DeadLetters
 from hive_core.feed import Feed
 from hive_core.host.images import Images
 from hive_core.layout import Layout
 from hive_core.machines import Machines
+from hive_core.questions import Questions
+from hive_core.scheduler import Scheduler
+from hive_core.search import Search
 from hive_core.store.database import Store
 from hive_core.store.mailbox import MailboxOp
 from hive_core.supervisor import Supervisor
+from hive_core.vacuum import Vacuum
 from hive_core.wire.machine import Check
 
 Emit = Callable[[msgspec.Struct], Awaitable[None]]
@@ -70,6 +76,12 @@ class Deps:
     supervisor: Supervisor
     feed: Feed
     control: Control
+    dead_letters: DeadLetters
+    questions: Questions
+    scheduler: Scheduler
+    search: Search
+    vacuum: Vacuum
+    backups: Backups
     store: Store[MailboxOp]
     machines: Machines
     logs: Logs

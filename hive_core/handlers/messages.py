@@ -74,7 +74,12 @@ def ack_turn(deps: Deps, peer: Peer, request: agent.AckTurn) -> agent.Acked:
     return agent.Acked(acked=deps.broker.ack(peer.name, request.ids))
 
 
-def requeue_inflight(deps: Deps, peer: Peer, _request: agent.RequeueInflight) -> agent.Requeued:
+def requeue_inflight(
+    deps: Deps, peer: Peer, request: agent.RequeueInflight
+) -> agent.Requeued | Deferred[agent.Requeued]:
+    if request.failed:
+        requeued = deps.dead_letters.requeue_failed(peer.name)
+        return requeued.map(lambda count: agent.Requeued(requeued=count))
     return agent.Requeued(requeued=deps.broker.requeue(peer.name))
 
 

@@ -11,9 +11,27 @@ from functools import cached_property
 from typing import Any, Final
 
 from hive_core.broker import Handover
-from hive_core.handlers import agents, events, harness, machines, messages, stats, status
+from hive_core.handlers import (
+    agents,
+    backups,
+    dead,
+    events,
+    harness,
+    machines,
+    messages,
+    questions,
+    reminders,
+    search,
+    stats,
+    status,
+    threads,
+)
+from hive_core.handlers import retention as retentions
 from hive_core.handlers.deps import Role
-from hive_core.wire import agent, host
+from hive_core.wire import agent, host, question, reminder, retention
+from hive_core.wire import allow as allow_wire
+from hive_core.wire import dead as dead_wire
+from hive_core.wire import search as search_wire
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,25 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.LoginCode: Route(harness.login_code, _OP, host.Carried),
     host.LoginCancel: Route(harness.login_cancel, _OP, host.Carried),
     host.Stats: Route(stats.stats, _OP, host.StatsReply),
+    question.Questions: Route(questions.questions, _OP, question.QuestionsReply),
+    question.Ask: Route(questions.operator_ask, _OP, question.Asked),
+    question.Answer: Route(questions.operator_answer, _OP, question.Answered),
+    question.CancelQuestion: Route(questions.cancel, _OP, host.Reply),
+    allow_wire.Allow: Route(agents.allow, _OP, host.Reply),
+    dead_wire.Dead: Route(dead.dead, _OP, dead_wire.DeadLetters),
+    dead_wire.DeadRetry: Route(dead.retry, _OP, dead_wire.Retried),
+    dead_wire.DeadDrop: Route(dead.drop, _OP, host.Reply),
+    search_wire.Thread: Route(search.thread, _OP, host.Messages),
+    search_wire.Search: Route(search.find, _OP, search_wire.Found),
+    reminder.Reminders: Route(reminders.reminders, _OP, reminder.RemindersReply),
+    reminder.CancelReminder: Route(reminders.cancel, _OP, host.Reply),
+    reminder.RetryReminder: Route(reminders.retry, _OP, host.Reply),
+    retention.Vacuum: Route(retentions.vacuum, _OP, retention.VacuumReply),
+    retention.BackupCreate: Route(backups.create, _OP, retention.ArchiveReply),
+    retention.Backups: Route(backups.archives, _OP, retention.BackupsReply),
+    retention.BackupVerify: Route(backups.verify, _OP, retention.ArchiveReply),
+    retention.Export: Route(backups.export, _OP, retention.ArchiveReply),
+    retention.Import: Route(backups.take_in, _OP, retention.ArchiveReply),
     host.Rebuild: Route(machines.rebuild, _OP, host.Reply),
     host.SetLimits: Route(machines.set_limits, _OP, host.Reply),
     host.MachineRequest: Route(machines.machine, _OP, host.MachineReply),
@@ -86,11 +123,18 @@ ROUTES: Final[Mapping[type, Route]] = {
     agent.Recv: Route(messages.recv, _AG, agent.Messages, hand_over=messages.hand_over),
     agent.AckTurn: Route(messages.ack_turn, _AG, agent.Acked),
     agent.RequeueInflight: Route(messages.requeue_inflight, _AG, agent.Requeued),
+    agent.SetAside: Route(dead.set_aside, _AG, agent.Done),
     agent.InboxStatus: Route(messages.inbox_status, _AG, agent.Unread),
     agent.Recent: Route(messages.recent, _AG, agent.Messages),
     agent.Wake: Route(messages.wake, _AG, agent.Sent),
     agent.RequestNextTurn: Route(messages.request_next_turn, _AG, agent.NextTurn),
     agent.OperatorMsg: Route(messages.operator_msg, _AG, agent.Sent),
+    agent.Ask: Route(questions.ask, _AG, agent.Asked),
+    agent.Answer: Route(questions.answer, _AG, agent.Done),
+    agent.OpenThreads: Route(threads.open_threads, _AG, agent.Threads),
+    agent.CancelThread: Route(threads.cancel_thread, _AG, agent.Done),
+    agent.Remind: Route(reminders.remind, _AG, agent.Reminded),
+    agent.CountPendingReminders: Route(reminders.count_pending, _AG, agent.PendingReminders),
     agent.Whoami: Route(harness.whoami, _AG, agent.Identity),
     agent.SetStatus: Route(harness.set_status, _AG, agent.Done),
     agent.Logs: Route(events.own_logs, _AG, agent.LogLines),

@@ -50,6 +50,9 @@ def message_row(message: StoredMessage) -> host.MessageRow:
         cause_id=UNSET if message.cause_id is None else message.cause_id,
         sender_uid=UNSET if message.sender_uid is None else message.sender_uid,
         broadcast=True if message.broadcast else UNSET,
+        attempts=message.attempts or UNSET,
+        dead_at=UNSET if message.dead_at is None else rfc3339(message.dead_at),
+        dead_reason=UNSET if message.dead_reason is None else message.dead_reason,
     )
 
 
@@ -70,12 +73,14 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
     failed = deps.supervisor.has_failed(agent) and row.wanted is Wanted.RUNNING
     status_shown = running and row.status_text is not None
     domain = deps.config().domain
+    allowed = deps.broker.allowed(name)
     return host.AgentStatusRow(
         name=name,
         running=running,
         failed=failed,
         needs_update=agent.needs_update,
         needs_login=now is not None and now.status.startswith("needs_login"),
+        pending_reminders=deps.scheduler.count(name),
         paused=row.paused,
         active_model=now.model if now and now.model else UNSET,
         status_text=row.status_text if status_shown and row.status_text else UNSET,
@@ -94,6 +99,8 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
         failure=agent.exits.last if agent.exits.times and not running else UNSET,
         status=now.status if now else UNSET,
         effort=now.effort if now and now.effort else UNSET,
+        allowed_recipients=UNSET if allowed is None else sorted(allowed),
+        dead=deps.dead_letters.count(name) or UNSET,
         ctx_tokens=now.ctx_tokens if now and now.ctx_tokens is not None else UNSET,
         window_tokens=now.window_tokens if now and now.window_tokens is not None else UNSET,
         machine=_machine_name(deps, name),

@@ -38,12 +38,12 @@ def main() -> int:
     parser.add_argument("--kind", action="append")
     parser.add_argument("--since", type=float, default=0.0)
     arguments = parser.parse_args()
-    _limit_myself(cpu_s=60 if arguments.verb == "remove" else 8)
+    limit_myself(cpu_s=60 if arguments.verb == "remove" else 8)
     if arguments.verb == "remove":
         return _remove(arguments.directory)
     file = STATS_FILE if arguments.verb == "stats" else EVENTS_FILE
     try:
-        directory = _enter(arguments.directory, arguments.uid)
+        directory = enter(arguments.directory, arguments.uid)
         if directory is None:
             print("{}" if arguments.verb == "stats" else "end")
         elif arguments.verb == "stats":
@@ -56,7 +56,7 @@ def main() -> int:
     return 0
 
 
-def _limit_myself(cpu_s: int) -> None:
+def limit_myself(cpu_s: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for limit, value in (
         (resource.RLIMIT_AS, 512 * 2**20),
@@ -67,7 +67,7 @@ def _limit_myself(cpu_s: int) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _enter(directory: Path, uid: int | None) -> Path | None:
+def enter(directory: Path, uid: int | None) -> Path | None:
     """Go into *directory*, as user *uid* if it says one, and give its new name; None: there is none.
 
     With a uid nothing outside the directory can be named any more, whatever lies in it; SQLite could not

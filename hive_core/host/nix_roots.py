@@ -5,8 +5,11 @@ them any more, when old generations were deleted since: it has a root of its own
 """
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+from hive_core.domain.retention import surplus_generations
 
 PROFILES: Final = Path("/nix/var/nix/profiles/per-agent")
 ROOTS: Final = Path("/nix/var/nix/gcroots/hive")
@@ -44,6 +47,48 @@ def pin_booted(agent: str, closure: Path, roots: Path = ROOTS) -> None:
 def unpin_booted(agent: str, roots: Path = ROOTS) -> None:
     """Let the store have what was kept for *agent*; harmless when nothing was."""
     _booted(agent, roots).unlink(missing_ok=True)
+
+
+def sweep_generations(
+    agent: str, keep: int, *, dry_run: bool = False, profiles: Path = PROFILES, roots: Path = ROOTS
+) -> tuple[int, int] | None:
+    """Delete the generations of *agent* beyond the newest *keep*, never the current or the booted one.
+
+    Gives how many went, or would, and how many stay; None where it has no profile.  What a garbage
+    collection takes away is the store's business.
+
+    Raises:
+        OSError: they cannot be deleted.
+    """
+    links: dict[int, Path] = {}
+    for path in profile(agent, profiles).parent.glob("system-*-link"):
+        number = path.name.removeprefix("system-").removesuffix("-link")
+        if number.isdecimal():
+            links[int(number)] = path
+    if not links:
+        return None
+    booted = _target(_booted(agent, roots))
+    surplus = surplus_generations(
+        sorted(links),
+        current=_number_of(_target(profile(agent, profiles)), links),
+        booted=max((number for number, path in links.items() if _target(path) == booted), default=None),
+        keep=keep,
+    )
+    for each in [] if dry_run else surplus:
+        links[each].unlink(missing_ok=True)
+    return len(surplus), len(links) - len(surplus)
+
+
+def _number_of(target: Path | None, links: Mapping[int, Path]) -> int | None:
+    """The profile leads to a generation by its name."""
+    return next((number for number, path in links.items() if target and path.name == target.name), None)
+
+
+def _target(path: Path) -> Path | None:
+    try:
+        return path.readlink()
+    except OSError:
+        return None
 
 
 def _booted(agent: str, roots: Path) -> Path:

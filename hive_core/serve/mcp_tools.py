@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from hive_core.domain.clock import rfc3339
 from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
 from hive_core.wire import agent
@@ -68,7 +69,7 @@ class Tool:
         except DECODE_ERRORS as error:
             text = f"cannot call {self.name}: {explain(error)}"
             raise Refused(ErrorCode.INVALID_ARGUMENT, text) from None
-        if isinstance(request, agent.Send):
+        if "idempotency_key" in request.__struct_fields__:
             key = _idempotency_key(meta, request)
             return msgspec.structs.replace(request, idempotency_key=key)
         return request
@@ -157,10 +158,31 @@ def _render_next_turn(result: agent.NextTurn) -> str:
     return f"Your next turn begins when this one ends, with message {result.id} from self."
 
 
+def _render_asked(result: agent.Asked) -> str:
+    return f"Asked as question {result.id}. The answer comes as a message from system."
+
+
+def _render_reminded(result: agent.Reminded) -> str:
+    due = rfc3339(result.due_at, fraction=False)
+    return f"Reminder {result.id} comes at {due} as a message from reminder."
+
+
+def _render_threads(result: agent.Threads) -> str:
+    threads = [f"{thread.kind} {thread.id}{_parties(thread)}: {thread.text}" for thread in result.threads]
+    waiting = "1 message waits" if result.unread == 1 else f"{result.unread} messages wait"
+    return "\n".join([*threads, f"{waiting} to be taken."])
+
+
+def _parties(thread: agent.OpenThread) -> str:
+    if isinstance(thread.asker, UnsetType) or isinstance(thread.asked_of, UnsetType):
+        return ""
+    return f" ({thread.asker} asks {thread.asked_of})"
+
+
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _idempotency_key(meta: Mapping[str, Any], send: agent.Send) -> str | None:
+def _idempotency_key(meta: Mapping[str, Any], request: agent.Request) -> str | None:
     """A key for what its caller may repeat, in a space that no other caller's key is in."""
     key = meta.get(KEY_META)
     if isinstance(key, str) and key:
@@ -168,8 +190,15 @@ def _idempotency_key(meta: Mapping[str, Any], send: agent.Send) -> str | None:
     tool_use = meta.get(TOOL_USE_META)
     if isinstance(tool_use, str) and tool_use:
         # Not by the id alone: some backends count from 0 in every conversation.
-        return f"tool#{_digest(tool_use, send.to, str(send.in_reply_to), send.body)}"
+        return f"tool#{_digest(tool_use, *_words_of(request))}"
     return None
+
+
+def _words_of(request: agent.Request) -> tuple[str, ...]:
+    if isinstance(request, agent.Send):
+        # Not its encoding: an older daemon may have had the call that is repeated now.
+        return request.to, str(request.in_reply_to), request.body
+    return (msgspec.json.encode(request).decode(),)
 
 
 def _digest(*parts: str) -> str:
@@ -231,6 +260,21 @@ TOOLS: Final = (
         _render_sent,
         "To answer a message, send to whom it is from and give its id as in_reply_to.",
     ),
+    Tool(
+        "ask",
+        agent.Ask,
+        _render_asked,
+        "Go on with your work meanwhile, or end your turn: the answer begins a new one.",
+    ),
+    Tool("answer", agent.Answer, lambda _result: "Answered."),
+    Tool(
+        "remind",
+        agent.Remind,
+        _render_reminded,
+        "Better than waiting, when there is nothing to do until then.",
+    ),
+    Tool("get_open_threads", agent.OpenThreads, _render_threads, reads_only=True),
+    Tool("cancel_thread", agent.CancelThread, lambda _result: "Cancelled."),
     Tool("whoami", agent.Whoami, _render_identity, reads_only=True),
     Tool("get_logs", agent.Logs, _render_lines, reads_only=True),
     Tool("set_status", agent.SetStatus, lambda _result: "Done.", "The operator sees it."),

@@ -1,5 +1,8 @@
 """The rows of agents: what the operator wants of each."""
 
+import json
+from collections.abc import Collection
+
 import apsw
 
 from hive_core.domain.agent import AgentRow
@@ -58,6 +61,20 @@ def set_shape(db: apsw.Connection, agent: str, shape: Shape) -> None:
         " tasks_max = ? where name = ?",
         (*_shape_values(shape), agent),
     )
+
+
+def allow(db: apsw.Connection, agent: str, recipients: Collection[str] | None) -> None:
+    """Let *agent* write to *recipients* only, or to anyone."""
+    names = None if recipients is None else json.dumps(sorted(recipients))
+    db.execute("update agents set allowed_recipients = ? where name = ?", (names, agent))
+
+
+def allowed_of(db: apsw.Connection, agent: str) -> frozenset[str] | None:
+    """To whom *agent* may write; None: to anyone."""
+    found = db.execute("select allowed_recipients from agents where name = ?", (agent,)).fetchone()
+    if found is None or found[0] is None:
+        return None
+    return frozenset(map(str, json.loads(str(found[0]))))
 
 
 def forget(db: apsw.Connection, agent: str) -> None:

@@ -86,6 +86,11 @@ class StoredMessage(msgspec.Struct, frozen=True, gc=False):
     thread_id: int
     cause_id: int | None
     sender_uid: int | None
+    attempts: int = 0
+    """How often it was handed out and came back."""
+    dead_at: float | None = None
+    """Since when nobody is given it any more, unless it was acked or dropped later."""
+    dead_reason: str | None = None
 
 
 _INSERT: Final = (
@@ -106,7 +111,7 @@ _REQUEUE: Final = "update messages set redelivered = 1 where id in (select value
 
 _COLUMNS: Final = (
     "id, sender, recipient, body, sent_at, delivered_at, acked_at, in_reply_to, redelivered, broadcast,"
-    " coalesce(thread_id, id), cause_id, sender_uid"
+    " coalesce(thread_id, id), cause_id, sender_uid, attempts, dead_at, dead_reason"
 )
 
 
@@ -142,6 +147,11 @@ def apply_batch(db: apsw.Connection, ops: Sequence[MailboxOp]) -> list[Outcome]:
         if marks:
             db.execute(statement, (json.dumps(marks),))
     return outcomes
+
+
+def insert_posts(db: apsw.Connection, posts: Iterable[Post]) -> None:
+    """Insert posts that reply to nothing and carry no key, in a transaction of the caller's."""
+    _insert(db, [value for post in posts for value in _row_values(post, None)])
 
 
 def _row_values(post: Post, thread_id: int | None) -> list[object]:
@@ -210,6 +220,8 @@ def _post_checked(db: apsw.Connection, post: Post) -> Posted | Refused:
 
 # Named, so that a query that could not use it fails instead of walking through everything ever acked.
 _UNACKED: Final = "messages indexed by messages_waiting"
+_WAITS: Final = "acked_at is null and dead_at is null"
+"""What the index holds; a query that does not say so literally cannot use it."""
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────
@@ -232,14 +244,14 @@ def flag_unacked(db: apsw.Connection) -> None:
     """After an unclean end: what is not acked may have been handed out, whatever its row says."""
     db.execute(
         f"update {_UNACKED} set redelivered = 1"  # noqa: S608
-        " where acked_at is null and redelivered = 0 and recipient != ?",
+        f" where {_WAITS} and redelivered = 0 and recipient != ?",
         (OPERATOR,),
     )
 
 
 def waiting_of(db: apsw.Connection, agent: str) -> tuple[int, list[int]]:
-    """Give how many messages *agent* has not acked, and which of them were handed out to it, at most 32."""
-    waiting = f"{_UNACKED} where recipient = ? and acked_at is null"
+    """Give how many messages wait for *agent*, and which of them were handed out to it, at most 32."""
+    waiting = f"{_UNACKED} where recipient = ? and {_WAITS}"
     count = _number(db, f"select count(*) from {waiting}", agent)  # noqa: S608
     handed_out = db.execute(
         f"select id from {waiting} and delivered_at is not null order by id limit 32",  # noqa: S608
@@ -257,7 +269,7 @@ def load_window(
     """
     found = _select(
         db,
-        "recipient = ? and acked_at is null and id > ?"
+        f"recipient = ? and {_WAITS} and id > ?"  # noqa: S608
         " and id not in (select value from json_each(?)) order by id limit ?",
         (agent, above, json.dumps(list(leased)), limit + 1),
         table=_UNACKED,
@@ -288,8 +300,15 @@ def as_handed_out(message: StoredMessage) -> Message:
 
 
 def unfinished(db: apsw.Connection, agent: str, limit: int) -> list[StoredMessage]:
-    """The oldest messages that *agent* has not acked."""
-    return _page(db, "recipient = ? and acked_at is null order by id limit ?", (agent, limit), table=_UNACKED)
+    """The oldest messages that *agent* has not acked, but for the dead ones."""
+    return _page(db, f"recipient = ? and {_WAITS} order by id limit ?", (agent, limit), table=_UNACKED)
+
+
+def dead(db: apsw.Connection, agent: str | None, limit: int) -> list[StoredMessage]:
+    """The newest dead messages to *agent*, or to anyone, oldest first."""
+    where = "acked_at is null and dead_at is not null and (?1 is null or recipient = ?1)"
+    table = "messages indexed by messages_dead"
+    return _page(db, f"{where} order by id desc limit ?2", (agent, limit), table=table)[::-1]
 
 
 def recent(db: apsw.Connection, recipient: str, limit: int) -> list[StoredMessage]:
@@ -327,6 +346,45 @@ def chain(db: apsw.Connection, message_id: int) -> list[StoredMessage]:
         found += rows
         at = (rows[0].cause_id or rows[0].in_reply_to) if rows else None
     return found[::-1]
+
+
+def thread(db: apsw.Connection, message_id: int, limit: int) -> list[StoredMessage]:
+    """The thread that *message_id* is in, oldest first; empty if there is no such message."""
+    root = db.execute("select coalesce(thread_id, id) from messages where id = ?", (message_id,)).fetchone()
+    if root is None:
+        return []
+    # Two conditions for two ways to find them: the first one by its id, its replies by their index.
+    where = "(id = ?1 or (thread_id = ?1 and in_reply_to is not null)) order by id limit ?2"
+    return _page(db, where, (int(root[0]), limit))
+
+
+def by_ids(db: apsw.Connection, ids: Sequence[int]) -> list[StoredMessage]:
+    """Those of *ids* that are there, the newest first."""
+    return _page(db, "id in (select value from json_each(?)) order by id desc", (json.dumps(ids),))
+
+
+def which_exist(db: apsw.Connection, ids: Sequence[int]) -> list[int]:
+    found = db.execute(
+        "select id from messages where id in (select value from json_each(?))", (json.dumps(ids),)
+    )
+    return [int(cast("int", message_id)) for (message_id,) in found]
+
+
+def texts_after(db: apsw.Connection, message_id: int, limit: int, max_bytes: int) -> list[tuple[int, str]]:
+    """Ids and bodies above *message_id*, oldest first; after the first not more than *max_bytes* of text."""
+    texts: list[tuple[int, str]] = []
+    for found, body in db.execute(
+        "select id, body from messages where id > ? order by id limit ?", (message_id, limit)
+    ):
+        max_bytes -= len(str(body))
+        if texts and max_bytes < 0:
+            break
+        texts.append((int(cast("int", found)), str(body)))
+    return texts
+
+
+def count_after(db: apsw.Connection, message_id: int) -> int:
+    return _number(db, "select count(*) from messages where id > ?", message_id)
 
 
 def _page(

@@ -181,5 +181,40 @@ def _machines(db: apsw.Connection) -> None:
     db.execute("create unique index agents_by_uid_base on agents (uid_base) where uid_base is not null")
 
 
-MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (_first_of_ours, _machines)
+def _conversations(db: apsw.Connection) -> None:
+    """What questions, reminders and dead letters are found by."""
+    # The original wrote an answer and its time together; where one of them is missing the question is over.
+    db.execute(
+        "update operator_questions set answered_at = coalesce(answered_at, asked_at)"
+        " where answered_at is null and answer is not null"
+    )
+    # Messages that were handed out in vain, and the few that nobody is given any more (store/dead.py).
+    for column in ("attempts integer not null default 0", "dead_at real", "dead_reason text"):
+        db.execute(f"alter table messages add column {column}")
+    db.execute("drop index messages_waiting")
+    db.execute(
+        "create index messages_waiting on messages (recipient, id) where acked_at is null and dead_at is null"
+    )
+    db.execute(
+        "create index messages_dead on messages (recipient, id)"
+        " where acked_at is null and dead_at is not null"
+    )
+    # To whom an agent may write, as a JSON array; null: to anyone.
+    db.execute("alter table agents add column allowed_recipients text")
+    # Only replies: a message that answers nothing costs its sender no page of it.
+    db.execute("create index messages_replies on messages (thread_id) where in_reply_to is not null")
+    db.execute("create index questions_open on operator_questions (deadline_at) where answered_at is null")
+    # The index on agent is also one on (agent, id): what is oldest of an agent goes first.
+    db.execute(
+        "create table repeats (id integer primary key autoincrement, agent text not null,"
+        " key text not null, result integer not null, unique (agent, key))"
+    )
+    db.execute("create index repeats_of_agent on repeats (agent)")
+
+
+MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
+    _first_of_ours,
+    _machines,
+    _conversations,
+)
 """Number N is at index N - 1.  One that has been released is never changed."""

@@ -4,15 +4,16 @@ A request is a map tagged by `type`; a result is a plain map.  Who asks is never
 the socket that it came through.  Times are unix seconds and may carry a fraction.
 """
 
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from hive_core.wire.envelope import DECODE_ERRORS, MAX_EXPLAINED_BYTES, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import Label, RowId, UnixSeconds
+from hive_core.wire.ids import OPERATOR, Label, RowId, UnixSeconds
 from hive_core.wire.limits import (
+    MAX_DEAD_REASON_CHARS,
     MAX_EVENT_BYTES,
     MAX_EVENT_DEPTH,
     MAX_KEY_CHARS,
@@ -21,8 +22,11 @@ from hive_core.wire.limits import (
     MAX_RECV_MESSAGES,
     MAX_REQUEST_BYTES,
     MAX_ROWS,
+    MAX_SET_ASIDE,
     MAX_STATUS_CHARS,
 )
+
+Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -65,7 +69,7 @@ class Send(Request, frozen=True, kw_only=True, tag="send"):
     ]
     body: Annotated[str, Meta(description="The text, at most 64 KiB; for more, send the path of a file.")]
     in_reply_to: Annotated[RowId, Meta(description="Id of the message that this one answers.")] | None = None
-    idempotency_key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)] | None = None
+    idempotency_key: Key | None = None
 
 
 class Sent(Result, frozen=True, kw_only=True):
@@ -105,12 +109,25 @@ class Acked(Result, frozen=True, kw_only=True):
 class RequeueInflight(Request, frozen=True, kw_only=True, tag="requeue_inflight"):
     """Make what was handed out and not acked deliverable again, flagged redelivered.
 
-    A harness sends it first when it starts.
+    A harness sends it first when it starts.  With *failed* a turn failed over it, or a harness before this
+    one died with it: what turns began with is counted, and after too many failures it is dead.
     """
+
+    failed: bool = False
 
 
 class Requeued(Result, frozen=True, kw_only=True):
     requeued: int
+
+
+class SetAside(Request, frozen=True, kw_only=True, tag="set_aside"):
+    """Let messages that were handed out and not acked be dead: nothing good comes of handing them out again.
+
+    The operator sees *reason*, and may have them retried.
+    """
+
+    ids: Annotated[list[RowId], Meta(min_length=1, max_length=MAX_SET_ASIDE)]
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_DEAD_REASON_CHARS)]
 
 
 class InboxStatus(Request, frozen=True, kw_only=True, tag="inbox_status"):
@@ -150,6 +167,108 @@ class OperatorMsg(Request, frozen=True, kw_only=True, tag="operator_msg"):
     """Put a message from `operator` into the caller's own inbox (an agent's own web page does that)."""
 
     body: str
+
+
+# ── questions and open threads ──────────────────────────────────────────────────────────────────
+
+
+class Ask(Request, frozen=True, kw_only=True, tag="ask"):
+    """Ask the operator or another agent a question, without waiting for the answer.
+
+    The answer comes as a message from `system`: `{"event": "question_answered", "id": …, "answer": …}`.
+    Of this, `answer`, `cancel_thread` and `remind`, a repeat with the same *idempotency_key* does nothing
+    again and gives what the first one gave.
+    """
+
+    question: Annotated[str, Meta(description="The question, at most 8 KiB.")]
+    options: Annotated[
+        list[str], Meta(description="Answers to choose from; any other may be given as well.")
+    ] = []
+    multi: Annotated[bool, Meta(description="Several options may be chosen.")] = False
+    ttl_seconds: (
+        Annotated[float, Meta(gt=0, description="After this time, at most 6 h, the answer is `[expired]`.")]
+        | None
+    ) = None
+    to: Annotated[str, Meta(description="Name of an agent, or `operator` (the person).")] = OPERATOR
+    idempotency_key: Key | None = None
+
+
+class Asked(Result, frozen=True, kw_only=True):
+    id: int
+
+
+class Answer(Request, frozen=True, kw_only=True, tag="answer"):
+    """Answer a question that was asked of this agent."""
+
+    id: Annotated[RowId, Meta(description="The id that the question came with.")]
+    answer: Annotated[str, Meta(description="One of its options, or any other text.")]
+    idempotency_key: Key | None = None
+
+
+class OpenThreads(Request, frozen=True, kw_only=True, tag="open_threads"):
+    """What this agent waits for, and what waits for it; the oldest first.  The manager sees all questions."""
+
+
+class OpenThread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    kind: str
+    """`question` or `reminder`."""
+    id: int
+    text: str
+    since: float
+    asker: str | UnsetType = UNSET
+    """Who asked the question."""
+    asked_of: str | UnsetType = UNSET
+    """Who is to answer it."""
+    due_at: float | UnsetType = UNSET
+
+
+class Threads(Result, frozen=True, kw_only=True):
+    threads: list[OpenThread]
+    unread: int
+    """Messages that wait."""
+
+
+class CancelThread(Request, frozen=True, kw_only=True, tag="cancel_thread"):
+    """End a question that this agent asked, or drop one of its reminders."""
+
+    kind: Literal["question", "reminder"]
+    id: RowId
+    idempotency_key: Key | None = None
+
+
+class Remind(Request, frozen=True, kw_only=True, tag="remind"):
+    """Leave a message for yourself that comes later, from `reminder`."""
+
+    message: Annotated[str, Meta(description="What to be reminded of; above 4 KiB it comes as a file.")]
+    delay_seconds: (
+        Annotated[float, Meta(ge=0, description="How long from now; this or at_unix_timestamp.")] | None
+    ) = None
+    at_unix_timestamp: (
+        Annotated[float, Meta(ge=0, description="When, as unix seconds; this or delay_seconds.")] | None
+    ) = None
+    file_path: (
+        Annotated[
+            str,
+            Meta(
+                description="A file below your state directory to put the text into, instead of the message."
+            ),
+        ]
+        | None
+    ) = None
+    idempotency_key: Key | None = None
+
+
+class Reminded(Result, frozen=True, kw_only=True):
+    id: int
+    due_at: float
+
+
+class CountPendingReminders(Request, frozen=True, kw_only=True, tag="count_pending_reminders"):
+    """How many reminders this agent has left for itself."""
+
+
+class PendingReminders(Result, frozen=True, kw_only=True):
+    pending: int
 
 
 # ── about oneself ───────────────────────────────────────────────────────────────────────────────
@@ -317,11 +436,18 @@ AnyRequest = (
     | Recv
     | AckTurn
     | RequeueInflight
+    | SetAside
     | InboxStatus
     | Recent
     | Wake
     | RequestNextTurn
     | OperatorMsg
+    | Ask
+    | Answer
+    | OpenThreads
+    | CancelThread
+    | Remind
+    | CountPendingReminders
     | Whoami
     | SetStatus
     | Logs

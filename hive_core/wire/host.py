@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hive_core.wire import rows, verb
+from hive_core.wire import allow, dead, question, reminder, retention, rows, search, verb
 from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import AgentName, Label, RowId
@@ -71,6 +71,10 @@ class AgentStatusRow(msgspec.Struct, frozen=True, kw_only=True):
     """How large it is."""
     machine: str | UnsetType = UNSET
     """systemd's name of its machine, where it has one."""
+    allowed_recipients: list[str] | UnsetType = UNSET
+    """To whom it may write beside the manager; absent: to anyone."""
+    dead: int | UnsetType = UNSET
+    """Messages to it that are handed out no more, since it failed over them too often."""
     transient: str | UnsetType = UNSET
     """What is being done to it: `starting`, `stopping`, `restarting`, `rebuilding` or `destroying`."""
 
@@ -478,12 +482,18 @@ class StatusReply(Reply, frozen=True, kw_only=True):
     unread: int
     """Messages that no agent has taken yet."""
     messages: int
+    questions: int | UnsetType = UNSET
+    """Those that wait for the operator's answer."""
+    dead: int | UnsetType = UNSET
+    """Messages that are handed out no more."""
     schema: int
     database_bytes: int
     store: str
     """`ok`, or what went wrong at the last write."""
     connections: int
     rss_bytes: int
+    vacuum: retention.Vacuumed | UnsetType = UNSET
+    """The last sweep of what is old, or the first one while it runs."""
 
 
 AnyRequest = (
@@ -522,6 +532,25 @@ AnyRequest = (
     | Doctor
     | Images
     | ImageRm
+    | question.Questions
+    | question.Ask
+    | question.Answer
+    | question.CancelQuestion
+    | reminder.Reminders
+    | reminder.CancelReminder
+    | reminder.RetryReminder
+    | allow.Allow
+    | dead.Dead
+    | dead.DeadRetry
+    | dead.DeadDrop
+    | search.Thread
+    | search.Search
+    | retention.Vacuum
+    | retention.BackupCreate
+    | retention.Backups
+    | retention.BackupVerify
+    | retention.Export
+    | retention.Import
     | Status
 )
 

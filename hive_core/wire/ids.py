@@ -35,11 +35,13 @@ OPERATOR: Final = "operator"
 SYSTEM: Final = "system"
 SELF: Final = "self"
 """An agent that asked for another turn of its own."""
+REMINDER: Final = "reminder"
+"""The sender of reminders."""
 EVERYONE: Final = "*"
 MANAGER: Final = "manager"
 """The agent that hears what happens to the others.  Nobody else can have its name."""
 
-RESERVED_NAMES: Final = frozenset({OPERATOR, SYSTEM, SELF, "manager", "reminder", "all"})
+RESERVED_NAMES: Final = frozenset({OPERATOR, SYSTEM, SELF, "manager", REMINDER, "all"})
 
 _AGENT_NAME: Final = re.compile(AGENT_NAME_PATTERN)
 

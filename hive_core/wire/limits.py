@@ -76,3 +76,42 @@ MIN_TASKS: Final = 64
 
 MAX_TASKS: Final = 4194304
 """The kernel's own limit of processes."""
+
+MAX_QUESTION_BYTES: Final = 8 * 2**10
+"""A question in UTF-8."""
+
+MAX_ANSWER_BYTES: Final = 32 * 2**10
+"""Its answer: the two of them travel in one message."""
+
+MAX_OPTIONS: Final = 32
+"""Options of a question."""
+
+MAX_OPTION_CHARS: Final = 200
+"""One of them."""
+
+MAX_QUESTION_TTL_S: Final = 6 * 3600.0
+"""How long a question may wait for its answer, when it does not wait for ever."""
+
+MAX_OPEN_QUESTIONS: Final = 100
+"""Of one asker."""
+
+MAX_REMINDERS: Final = 50
+"""Pending, of one agent."""
+
+MAX_REMINDER_BYTES: Final = 4 * 2**10
+"""A longer reminder comes as a file, and the message names its path."""
+
+MAX_REMINDER_DELAY_S: Final = 366 * 86400.0
+"""How far away a reminder may be."""
+
+MAX_QUERY_CHARS: Final = 1000
+"""What is typed to search for."""
+
+MAX_ALLOWED: Final = 256
+"""Names on the list of those that an agent may write to."""
+
+MAX_DEAD_REASON_CHARS: Final = 500
+"""Why a message was set aside."""
+
+MAX_SET_ASIDE: Final = MAX_RECV_MESSAGES
+"""Messages that a harness sets aside at once: it has no more in hand."""

@@ -21,3 +21,8 @@ class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
     """The message that the sender was working on when it sent this one."""
     sender_uid: int | UnsetType = UNSET
     broadcast: bool | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
+    """How often it came back from a turn that failed."""
+    dead_at: str | UnsetType = UNSET
+    """Since when it is handed out no more."""
+    dead_reason: str | UnsetType = UNSET

@@ -194,6 +194,14 @@ class FakeDaemon:
                 self._waiting = sorted([*back, *self._waiting], key=lambda message: message.id)
                 self._change()
                 return wire.Requeued(requeued=len(back))
+            case wire.SetAside(ids=ids):
+                self._leased = [message for message in self._leased if message.id not in ids]
+                self._change()
+                return wire.Done()
+            case wire.OpenThreads():
+                return wire.Threads(threads=[], unread=len(self._waiting))
+            case wire.CountPendingReminders():
+                return wire.PendingReminders(pending=0)
             case wire.InboxStatus():
                 return wire.Unread(unread=len(self._waiting))
             case wire.Publish(events=events, now=now):

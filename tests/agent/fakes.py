@@ -1,6 +1,6 @@
 """Parts of the harness that do what a test says, in exact time."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,6 +17,9 @@ OK = TurnResult(outcome=Outcome.OK)
 FAILED = TurnResult(outcome=Outcome.FAILED, note="told to fail")
 
 
+LOOKS = {"inbox_status", "open_threads", "count_pending_reminders"}
+
+
 def message(
     message_id: int = 1, body: str = "hello", sender: str = "operator", **fields: Any
 ) -> wire.Message:
@@ -31,6 +34,9 @@ class FakeLink:
         self.asked: list[tuple[float, Any]] = []
         self.waiting = list(messages)
         self.leased: list[wire.Message] = []
+        self.dead: list[wire.Message] = []
+        self.threads: list[wire.OpenThread] = []
+        self.reminders = 0
         self.answers: dict[type, list[Exception | msgspec.Struct]] = {}
         """What to answer next to a request of this type, instead of the right thing."""
         self._arrived = trio.Event()
@@ -39,7 +45,7 @@ class FakeLink:
     def names(self) -> list[str]:
         """The tags of the requests that touch the mailbox, in order."""
         tags = [request.__struct_config__.tag for _, request in self.asked]
-        return [tag for tag in tags if tag != "inbox_status"]
+        return [tag for tag in tags if tag not in LOOKS]
 
     def times_of(self, kind: type) -> list[float]:
         return [asked_at for asked_at, request in self.asked if isinstance(request, kind)]
@@ -75,6 +81,14 @@ class FakeLink:
                 back = [msgspec.structs.replace(leased, redelivered=True) for leased in self.leased]
                 self.waiting, self.leased = back + self.waiting, []
                 return wire.Requeued(requeued=len(back))
+            case wire.SetAside(ids=ids):
+                self.dead += [leased for leased in self.leased if leased.id in ids]
+                self.leased = [leased for leased in self.leased if leased.id not in ids]
+                return wire.Done()
+            case wire.OpenThreads():
+                return wire.Threads(threads=self.threads, unread=len(self.waiting))
+            case wire.CountPendingReminders():
+                return wire.PendingReminders(pending=self.reminders)
             case wire.InboxStatus():
                 return wire.Unread(unread=len(self.waiting))
             case wire.Send():
@@ -156,10 +170,13 @@ class Emitted:
 
 
 class FakeTools:
-    """Takes what a turn sends, except to those in *refused*."""
+    """Takes what a turn sends and asks, except to those in *refused*, and what else it does."""
 
     def __init__(self, refused: dict[str, Refused] | None = None) -> None:
         self.sent: list[tuple[str, str, int | None]] = []
+        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.answered: list[tuple[int, str]] = []
+        self.reminders: list[tuple[str, float]] = []
         self._refused = refused or {}
 
     async def send(self, to: str, body: str, in_reply_to: int | None = None) -> int:
@@ -167,3 +184,16 @@ class FakeTools:
             raise self._refused[to]
         self.sent.append((to, body, in_reply_to))
         return 40 + len(self.sent)
+
+    async def ask(self, to: str, question: str, options: Sequence[str] = ()) -> int:
+        if to in self._refused:
+            raise self._refused[to]
+        self.asked.append((to, question, tuple(options)))
+        return len(self.asked)
+
+    async def answer(self, question_id: int, answer: str) -> None:
+        self.answered.append((question_id, answer))
+
+    async def remind(self, message: str, delay_s: float) -> int:
+        self.reminders.append((message, delay_s))
+        return len(self.reminders)

@@ -50,3 +50,23 @@ def test_a_sender_that_is_no_agent_is_explained_and_its_label_stands_as_it_is(se
 @pytest.mark.parametrize("sender", ["operator", "manager", "bob"])
 def test_a_sender_who_can_be_answered_is_not(sender: str) -> None:
     assert render_wake_prompt(message(7, "hi", sender), 0) == f"Message 7 from {sender}:\n\nhi"
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        ('{"event":"question_asked","id":7,"question":"Which?"}', "answer it with the tool answer"),
+        ('{"event":"question_answered","id":7,"answer":"red"}', "the answer to a question that you asked"),
+        ('{"event":"agent_failed","agent":"bob"}', "from the daemon"),
+        ('{"event":7}', "from the daemon"),
+        ("[" * 10_000, "from the daemon"),
+    ],
+)
+def test_what_the_daemon_tells_says_whether_an_answer_is_expected(body: str, hint: str) -> None:
+    assert hint in render_wake_prompt(message(7, body, "system"), 0)
+
+
+def test_only_the_daemon_asks_in_the_name_of_others() -> None:
+    body = '{"event":"question_asked","id":7,"question":"Which?"}'
+
+    assert render_wake_prompt(message(7, body, "bob"), 0) == f"Message 7 from bob:\n\n{body}"

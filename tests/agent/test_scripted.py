@@ -11,12 +11,14 @@ from trio.testing import MockClock
 from hive_agent.config import Config
 from hive_agent.providers import BadProvider, Outcome, TurnPrompt, TurnResult
 from hive_agent.providers.directives import (
+    Answer,
     Ask,
     Context,
     Directive,
     Fail,
     Limit,
     Logout,
+    Remind,
     Say,
     Sleep,
     TooLong,
@@ -84,7 +86,16 @@ class Played:
         ("sleep 1e9", []),
         ("failure is no option", []),
         ("please say bob: hello", []),
-        ("ask bob: may I?", []),
+        ("ask bob: may I?", [Ask("may I?", "bob")]),
+        ("Ask bob: which one? | red | the blue one |", [Ask("which one?", "bob", ("red", "the blue one"))]),
+        ("ask bob: | red", []),
+        ("answer: red", [Answer("red")]),
+        ("Answer 7 : a: b", [Answer("a: b", 7)]),
+        ("answer me: now", []),
+        ("remind 5: look at the build", [Remind(5.0, "look at the build")]),
+        ("remind 0.5 s: say bob: hi", [Remind(0.5, "say bob: hi")]),
+        ("remind me: to look", []),
+        ("remind 5:", []),
         ("", []),
     ],
 )
@@ -104,10 +115,10 @@ async def test_directives_are_carried_out_in_order_and_reported_to_the_sender(
     report = "done: told bob 3 words; slept 2 s; asked the operator 2 words; told everyone 1 word"
     assert played.sent == [
         ("bob", "one two three", None),
-        ("operator", "may I?", None),
         ("*", "hi", None),
         ("operator", report, 7),
     ]
+    assert played.tools.asked == [("operator", "may I?", ())]
 
 
 async def test_a_failing_line_ends_the_turn_and_answers_nobody() -> None:
@@ -176,6 +187,61 @@ async def test_a_context_is_told_as_figures() -> None:
     assert result.last is not None
     assert result.last.prompt == 160_000
     assert result.window == 200_000
+
+
+def asked(question: str, *options: str, sender: str = "system") -> wire.Message:
+    """Give the message that tells of a question with id 5."""
+    event = {"event": "question_asked", "id": 5, "asker": "bob", "question": question}
+    return message(7, json.dumps(event | {"options": options, "multi": False}), sender)
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "answers"),
+    [
+        ("which one?", ("red", "blue"), [(5, "red")]),
+        ("how far are you?", (), [(5, "read 4 words")]),
+        ("which one?\nanswer: blue", ("red", "blue"), [(5, "blue")]),
+        ("answer 4: an older one", (), [(4, "an older one"), (5, "read 5 words")]),
+        ("fail: no idea", ("red",), []),
+    ],
+)
+async def test_a_question_is_answered_as_it_says_or_with_its_first_option(
+    question: str, options: tuple[str, ...], answers: list[tuple[int, str]]
+) -> None:
+    played = Played()
+
+    await played.turn(asked(question, *options))
+
+    assert played.tools.answered == answers
+    assert played.sent == []
+
+
+async def test_a_question_s_other_lines_are_carried_out() -> None:
+    played = Played()
+
+    await played.turn(asked("say carol: hi\nask operator: may I? | yes | no"))
+
+    assert played.sent == [("carol", "hi", None)]
+    assert played.tools.asked == [("operator", "may I?", ("yes", "no"))]
+    assert played.tools.answered == [(5, "read 11 words")]
+
+
+async def test_only_the_daemon_tells_of_questions() -> None:
+    played = Played()
+
+    await played.turn(asked("which one?", "red", sender="bob"))
+
+    assert played.tools.answered == []
+
+
+async def test_a_reminder_is_set_and_what_it_says_is_done_when_it_comes() -> None:
+    played = Played()
+
+    await played.turn(message(7, "remind 5: say bob: now"))
+    await played.turn(message(8, "say bob: now", "reminder"))
+
+    assert played.tools.reminders == [("say bob: now", 5.0)]
+    assert played.sent == [("operator", "done: set a reminder in 5 s", 7), ("bob", "now", None)]
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────

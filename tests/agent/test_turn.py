@@ -1,8 +1,9 @@
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hive_agent.events import Emit
-from hive_agent.providers import TurnPrompt, TurnResult
+from hive_agent.providers import Outcome, TurnPrompt, TurnResult
 from hive_agent.state import Status
 from hive_agent.tools import Tools
 from hive_core.wire import agent as wire
@@ -72,14 +73,53 @@ async def test_failures_back_off_exactly_and_the_third_sets_the_message_aside(
 
     assert [prompt.message.id for prompt in provider.prompts] == [7, 7, 7, 8]
     assert provider.times == [0, 1, 3, 7]
-    assert [leased.id for leased in link.leased] == [7]
+    reason = "3 turns over it failed, the last one: told to fail"
+    assert link.requests_of(wire.SetAside) == [wire.SetAside(ids=[7], reason=reason)]
+    assert ([dead.id for dead in link.dead], link.leased) == ([7], [])
     assert "set aside" in rig.emitted.of("note")[0]["text"]
+
+
+async def test_only_what_failed_is_given_back_as_failed(autojump_clock: MockClock) -> None:
+    """The first one: a harness before this one may have died of it."""
+    limited = TurnResult(outcome=Outcome.RATE_LIMITED)
+    link = FakeLink(message(7))
+
+    await Rig(link, FakeProvider(FAILED, limited, OK)).run_for(2000)
+
+    assert [request.failed for request in link.requests_of(wire.RequeueInflight)] == [True, True, False]
+
+
+async def test_a_harness_that_ends_gives_back_what_it_has_in_hand(autojump_clock: MockClock) -> None:
+    link = FakeLink(message(7))
+    rig = Rig(link, FakeProvider(sleep_ten))
+    await rig.run_for(5)
+
+    await rig.turns.give_back()
+
+    assert link.requests_of(wire.RequeueInflight)[-1] == wire.RequeueInflight()
+    assert [waiting.id for waiting in link.waiting] == [7]
+
+
+@pytest.mark.parametrize(("seconds", "failed"), [(0.5, True), (1000, False)])
+async def test_a_harness_that_ends_after_a_failure_says_so_and_one_at_rest_says_nothing(
+    autojump_clock: MockClock, seconds: float, failed: bool
+) -> None:
+    link = FakeLink(message(7))
+    rig = Rig(link, FakeProvider(FAILED, OK))
+    await rig.run_for(seconds)
+    before = len(link.asked)
+
+    await rig.turns.give_back()
+
+    said = [wire.RequeueInflight(failed=True)] if failed else []
+    assert [request for _, request in link.asked[before:]] == said
 
 
 async def test_a_message_that_is_set_aside_is_skipped_in_silence_when_it_comes_again(
     autojump_clock: MockClock,
 ) -> None:
     link = FakeLink(message(7), message(8), message(9))
+    link.answers[wire.SetAside] = [Refused(ErrorCode.INVALID_ARGUMENT, "cannot read the request")]
     rig = Rig(link, FakeProvider(FAILED, FAILED, FAILED, FAILED, OK))
 
     await rig.run_for(100)
@@ -105,7 +145,7 @@ async def test_what_was_drained_in_a_turn_that_is_set_aside_comes_again(autojump
     ]
     assert starts == [(7, False), (7, True), (7, True), (8, True), (9, False)]
     assert rig.acked == [8, 9]
-    assert [leased.id for leased in link.leased] == [7]
+    assert ([dead.id for dead in link.dead], link.leased) == ([7], [])
 
 
 async def test_failures_of_one_message_after_another_keep_backing_off(autojump_clock: MockClock) -> None:

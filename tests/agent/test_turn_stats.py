@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hive_agent.providers import Outcome, TurnResult, Usage
-from hive_agent.turn_stats import COLUMNS, HOLD_OFF_S, Seed, TurnBegin, TurnRow, TurnStats
+from hive_agent.turn_stats import COLUMNS, HOLD_OFF_S, LeftOpen, Seed, TurnBegin, TurnRow, TurnStats
 
 FULL = TurnResult(
     outcome=Outcome.OK,
@@ -83,6 +83,13 @@ def test_a_turn_is_a_row_with_all_there_is_to_know(tmp_path: Path, open_stats: O
         "context_window_tokens": 200_000,
         "message_id": 7,
     }
+
+
+def test_what_is_left_open_is_in_the_row(tmp_path: Path, open_stats: OpenStats) -> None:
+    open_stats(tmp_path / "s").record(row(left_open=LeftOpen(threads=3, reminders=2)))
+
+    (found,) = rows(tmp_path / "s")
+    assert (found["open_threads_count"], found["open_reminders_count"]) == (3, 2)
 
 
 def test_what_nobody_told_is_null_and_not_nought(tmp_path: Path, open_stats: OpenStats) -> None:

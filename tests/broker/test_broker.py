@@ -364,3 +364,17 @@ async def test_many_senders_share_commits_and_keep_their_order(hive: Hive) -> No
         got += [message.body for message in await hive.recv("carol", 32, 5)]
     for name in ("alice", "bob", "operator"):
         assert [text for text in got if text.startswith(name)] == [f"{name} {number}" for number in range(50)]
+
+
+async def test_what_is_held_is_handed_out_when_that_is_over_unless_it_is_paused(hive: Hive) -> None:
+    hive.broker.hold_up("alice", True)
+    first = await hive.send("bob", "alice")
+    assert await hive.recv("alice") == []
+
+    hive.broker.set_paused("alice", True)
+    hive.broker.hold_up("alice", False)
+    assert await hive.recv("alice") == []
+    hive.broker.set_paused("alice", False)
+
+    assert ids(await hive.recv("alice")) == [first]
+    hive.broker.hold_up("nobody", True)

@@ -145,6 +145,7 @@ class Hive:
     def __init__(self, store: Store[MailboxOp], machines: FakeMachines) -> None:
         self.store, self.machines = store, machines
         self.told: list[str] = []
+        self.held: list[tuple[str, bool]] = []
         self.kicked: list[str] = []
         self.shown: list[tuple[str, str | None]] = []
         self.noticed: list[tuple[str, bool | None]] = []
@@ -192,6 +193,7 @@ class Hive:
             purge=purge,
             quiesce=quiesce,
             pause=lambda _name, _paused: None,
+            hold=lambda name, held: self.held.append((name, held)),
             changed=changed,
             kick=self.kicked.append,
             tell=tell,
@@ -650,3 +652,42 @@ async def test_everything_that_can_be_cancelled_leaves_no_transient(tmp_path: Pa
 
         assert found == ["starting", "restarting"]
         assert [hive.supervisor.agent(name).transient for name in ("a", "b")] == [None, None]
+
+
+# ── held while it comes up, purged when it is gone already ──────────────────────────────────────
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_an_agent_is_handed_no_message_before_its_machine_is_up(
+    tmp_path: Path, clock: MockClock, broken: bool
+) -> None:
+    slow = trio.Event()
+    machines = FakeMachines(slow={"bob": slow}, broken={"bob": CannotStart("no")} if broken else {})
+    async with hive_at(tmp_path, machines) as hive:
+        await hive.supervisor.spawn("bob")
+        await hive.settle(lambda: "start bob" in hive.machines.did)
+        during = list(hive.held)
+        slow.set()
+        await hive.settle(lambda: len(hive.held) > 1)
+
+        assert during == [("bob", True)]
+        assert hive.held[:2] == [("bob", True), ("bob", False)]
+
+
+async def test_one_that_was_destroyed_is_purged_without_being_spawned_again(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    async with hive_at(tmp_path) as hive:
+        await hive.spawn("bob")
+        await hive.supervisor.destroy("bob", purge=False)
+        await hive.settle(lambda: hive.supervisor.names == [])
+        assert [row.name for row in await hive.store.read(agents.all_agents)] == ["bob"]
+        hive.machines.did.clear()
+
+        await hive.supervisor.destroy("bob", purge=True)
+        await hive.settle(lambda: hive.supervisor.names == [])
+
+        assert await hive.store.read(agents.all_agents) == []
+        assert not any(done.startswith("start") for done in hive.machines.did)
+        with pytest.raises(Refused, match="bob"):
+            await hive.supervisor.destroy("bob", purge=True)

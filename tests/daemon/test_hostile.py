@@ -144,16 +144,16 @@ def _odd_value(rng: random.Random, depth: int = 0) -> Any:
 
 AGENT_TYPES = [
     *("send", "recv", "ack_turn", "requeue_inflight", "inbox_status", "recent", "wake", "operator_msg"),
-    *("whoami", "set_status", "logs", "publish", "control_done", "nonsense", "quiesce"),
+    *("whoami", "set_status", "logs", "publish", "control_done", "nonsense", "quiesce", "set_aside"),
 ]
 AGENT_FIELDS = [
     *("to", "body", "in_reply_to", "idempotency_key", "wait_seconds", "max", "ids", "limit", "from"),
-    *("text", "lines", "events", "now", "id", "ok", "type"),
+    *("text", "lines", "events", "now", "id", "ok", "type", "reason", "failed"),
 ]
 COMMANDS = [
     *("list", "agent_status", "set_paused", "start", "stop", "restart", "urls", "pending", "kill", "destroy"),
     *("send", "inbox", "messages", "why", "events", "logs", "cancel_turn", "new_session", "set_model"),
-    *("status", "nonsense", "approve"),
+    *("status", "nonsense", "approve", "allow", "dead", "dead_retry", "dead_drop"),
 ]
 HOST_FIELDS = [
     *("name", "paused", "scope", "graceful", "purge", "to", "body", "in_reply_to", "idempotency_key"),

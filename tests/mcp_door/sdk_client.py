@@ -69,6 +69,14 @@ async def main(how: str, path: str) -> dict[str, Any]:
         seen["send"] = await call("send", to="bob", body="from the SDK")
         seen["refused"] = await call("send", to="nobody", body="x")
         seen["empty"] = await call("recv")
+        seen["ask"] = await call("ask", question="Which one?", options=["red"], to="bob", ttl_seconds=60)
+        seen["remind"] = await call("remind", message="look again", delay_seconds=3600)
+        seen["threads"] = await call("get_open_threads")
+        for kind in ("question", "reminder"):
+            asked = seen["ask" if kind == "question" else "remind"]["data"]["id"]
+            seen[f"cancel {kind}"] = await call("cancel_thread", kind=kind, id=asked)
+        seen["told"] = await call("recv")
+        seen["answer"] = await call("answer", id=10**6, answer="x")
 
         async def wait() -> None:
             seen["parked"] = await call("recv", wait_seconds=30)

@@ -36,4 +36,15 @@ def test_the_official_client_does_all_that_can_be_done(shared: Daemon, how: str)
     # What was given up took nothing, so the turn that was asked for is there to be taken.
     assert seen["given_up"] is True
     assert seen["after"]["data"]["messages"][0]["sender"] == "self"
-    assert [row["body"] for row in shared.inbox("bob")] == ["from the SDK"]
+    assert [(row["kind"], row["text"]) for row in seen["threads"]["data"]["threads"]] == [
+        ("question", "Which one?"),
+        ("reminder", "look again"),
+    ]
+    assert seen["cancel question"]["text"] == seen["cancel reminder"]["text"] == "Cancelled."
+    told = json.loads(seen["told"]["data"]["messages"][0]["body"])
+    assert told["answer"] == "[cancelled by alice]"
+    assert seen["answer"]["error"]
+    bodies = [row["body"] for row in shared.inbox("bob")]
+    assert bodies[0] == "from the SDK"
+    assert json.loads(bodies[1])["event"] == "question_asked"
+    assert len(bodies) == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from hive_core.store import mailbox
+from hive_core.store import agents, dead, mailbox
 from hive_core.store.schema import APPLICATION_ID, MIGRATIONS, SchemaError, migrate
 
 MESSAGES_OF_MAY_14 = """
@@ -195,3 +195,29 @@ def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
 
 def test_the_application_id_reads_hive() -> None:
     assert APPLICATION_ID.to_bytes(4, "big") == b"HIVE"
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_a_file_of_an_older_version_of_ours_keeps_what_waits_and_to_whom_agents_write(
+    tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "broker.sqlite"
+    db = apsw.Connection(str(path))
+    with db:
+        for step in MIGRATIONS[:version]:
+            step(db)
+        db.execute(f"pragma user_version = {version}")
+        db.execute(f"pragma application_id = {APPLICATION_ID}")
+        db.execute(
+            "insert into messages (sender, recipient, body, sent_at, delivered_at, acked_at) values"
+            " ('bob', 'alice', 'done', 1, 2, 3), ('bob', 'alice', 'in flight', 1, 2, null),"
+            " ('bob', 'alice', 'waits', 1, null, null)"
+        )
+        db.execute("insert into agents (name, wanted, created_at) values ('alice', 'running', 1)")
+
+    migrate(db, str(path))
+
+    assert mailbox.waiting_of(db, "alice") == (2, [2])
+    assert [row.id for row in mailbox.unfinished(db, "alice", 9)] == [2, 3]
+    assert (agents.allowed_of(db, "alice"), dead.counts(db)) == (None, {})
+    db.close()

@@ -9,7 +9,9 @@ wanted, write the files again and read the difference before it is committed:
 the lines as they are.
 """
 
+import importlib
 import os
+import pkgutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +20,10 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from wire import examples
 
-from hive_core.wire import agent, envelope, frame, host, machine, rows, verb
+import hive_core.wire
+from hive_core.wire import agent, envelope, frame, host, machine, verb
 from hive_core.wire.errors import ErrorCode
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,7 +44,7 @@ MESSAGE = agent.Message(
 )
 SHORT_MESSAGE = agent.Message(id=1, sender="bob", recipient="alice", body="", sent_at=0.0)
 
-AGENT: Mapping[str, msgspec.Struct] = {
+AGENT: Mapping[str, msgspec.Struct] = examples.AGENT | {
     "send": agent.Send(to="bob", body="hi", in_reply_to=41, idempotency_key="k1"),
     "send-short": agent.Send(to="bob", body="hi"),
     "sent": agent.Sent(id=42),
@@ -174,7 +178,7 @@ SHORT_HOST_MESSAGE = host.MessageRow(
 )
 EVENT = host.EventRow(id=9, ts="2026-09-07T12:34:56Z", kind="turn_start", payload={"ids": [42], "n": None})
 
-HOST: Mapping[str, msgspec.Struct] = {
+HOST: Mapping[str, msgspec.Struct] = examples.HOST | {
     "list": host.List(),
     "list.reply": host.Agents(agents=["alice", "bob"]),
     "agent_status": host.AgentStatus(),
@@ -490,16 +494,14 @@ def title(struct: type) -> str:
     return f"{struct.__module__.rpartition('.')[2]}.{struct.__name__}"
 
 
+MODULES = [
+    importlib.import_module(f"hive_core.wire.{module.name}")
+    for module in pkgutil.iter_modules(hive_core.wire.__path__)
+]
 STRUCTS = {
     title(struct): struct
-    for struct in (
-        structs_of(agent, agent.Request, agent.Result)
-        | structs_of(host, host.Request)
-        | structs_of(verb, verb.Request)
-        | structs_of(rows)
-        | structs_of(machine)
-        | structs_of(envelope)
-    )
+    for module in MODULES
+    for struct in structs_of(module, agent.Request, agent.Result, verb.Request)
 }
 
 

@@ -1,4 +1,4 @@
-"""hive send, hive inbox, hive messages, hive why."""
+"""hive send, inbox, messages, why, thread, search."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -90,6 +90,46 @@ def why(settings: Settings, message_id: int) -> None:
         output.say(lead + _headline(row, now))
         for line in _body(row):
             output.say("   " * depth + "   " + line)
+
+
+@command("thread", examples="hive thread 42\nhive thread 42 --json | jq -r '.[].sender'")
+@click.argument("message_id", metavar="ID", type=int)
+@rows_option(100, "messages")
+def thread(settings: Settings, message_id: int, limit: int) -> None:
+    """Show the thread that a message is in.
+
+    A message that answers another is in its thread. Oldest first.
+    """
+    rows = settings.hive().ask({"cmd": "thread", "id": message_id, "limit": limit})["messages"]
+    _show(settings, rows, "no messages")
+
+
+@command(
+    "search",
+    examples="""
+    hive search build failed
+    hive search '"exit status 1"' --agent alice
+    hive search 'deploy*' -n 5
+    """,
+)
+@click.argument("words", metavar="TEXT", nargs=-1, required=True)
+@click.option(
+    "--agent", metavar="AGENT", shell_complete=agent_names, help="Only what this agent sent or got."
+)
+@rows_option(50, "messages")
+def search(settings: Settings, words: tuple[str, ...], agent: str | None, limit: int) -> None:
+    """Find messages by their words.
+
+    The newest with all the words of TEXT, oldest first. Words in double quotes stand together; a word that
+    ends with * is the beginning of one.
+    """
+    request: dict[str, Any] = {"cmd": "search", "text": " ".join(words), "limit": limit}
+    if agent is not None:
+        request["agent"] = agent
+    reply = settings.hive().ask(request, agents=[agent] if agent else [])
+    _show(settings, reply["messages"], "nothing found")
+    if "not_indexed" in reply:
+        output.note(f"{reply['not_indexed']} messages were not looked through yet; search again in a while")
 
 
 def _show(settings: Settings, rows: Sequence[dict[str, Any]], nothing: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hive_core.cli import human, output
 from hive_core.cli.app import Settings, agent_argument, command
+from hive_core.cli.commands.allow import said
 from hive_core.cli.commands.limits import limit_pairs
 from hive_core.cli.hive import Row
 from hive_core.cli.problems import Problem
@@ -36,6 +37,8 @@ def ls(settings: Settings) -> None:
         output.table(_HEADINGS, [_columns(row, now) for row in rows], _style)
     else:
         output.note("no agents yet; make one with: hive spawn alice")
+    if output.on_terminal() and not settings.as_json:
+        _tell_of_questions(settings)
 
 
 @command("show", examples="hive show alice\nhive show alice --json | jq .pid")
@@ -59,6 +62,8 @@ def show(settings: Settings, agent: str) -> None:
         ("harness", "connected" if row.get("connected") else "not connected"),
         ("turn", _turn(row, now)),
         ("unread", row.get("unread", 0)),
+        ("dead", row.get("dead")),
+        ("may write to", said(row["allowed_recipients"]) if "allowed_recipients" in row else None),
         ("model", row.get("active_model")),
         ("effort", row.get("effort")),
         ("context", _context(row)),
@@ -91,6 +96,11 @@ def status(settings: Settings) -> None:
         output.dump(health)
         return
     shown: dict[str, Any] = dict(health)
+    if sweep := health.get("vacuum"):
+        shown["vacuum"] = (
+            f"{sweep['messages']} messages, {sweep['events']} events, {sweep['turn_stats']} turn stats"
+            f" at {sweep['started_at']}" + (f", {sweep['troubles']} left alone" if sweep["troubles"] else "")
+        )
     if output.on_terminal():
         shown["uptime_seconds"] = human.duration(float(health.get("uptime_seconds", 0)))
         for key in ("database_bytes", "rss_bytes"):
@@ -113,7 +123,7 @@ def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
         row["name"],
         state_of(row) + (_UPDATE if row.get("needs_update") and output.on_terminal() else ""),
         _turn(row, now) or (NOT_CONNECTED if _lacks_harness(row) else None),
-        row.get("unread", 0),
+        _unread(row),
         row.get("active_model"),
         row.get("isolation"),
         row.get("status_text"),
@@ -123,6 +133,22 @@ def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
 def _uids(machine: Row) -> str | None:
     first, count = machine.get("uid_base"), machine.get("uid_count", 1)
     return None if first is None else f"{first} to {first + count - 1}"
+
+
+def _tell_of_questions(settings: Settings) -> None:
+    try:
+        count = int(settings.hive().ask({"cmd": "status"}).get("questions", 0))
+    except Problem:
+        return  # the roster is what was asked for, and it is there
+    if count:
+        waits = "1 question waits" if count == 1 else f"{count} questions wait"
+        output.note(f"{waits} for you: hive questions")
+
+
+def _unread(row: dict[str, Any]) -> object:
+    unread = row.get("unread", 0)
+    # In a pipe it is a number, whatever happens.
+    return f"{unread} ({row['dead']} dead)" if row.get("dead") and output.on_terminal() else unread
 
 
 def _lacks_harness(row: dict[str, Any]) -> bool:
@@ -161,4 +187,4 @@ def _style(heading: str, cell: str) -> str:
 def _health_style(key: str, text: str) -> str:
     if key == "store":
         return "green" if text == "ok" else "red"
-    return "red" if key == "failed" and text != "0" else ""
+    return "red" if key in {"failed", "dead"} and text != "0" else ""
