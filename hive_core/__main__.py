@@ -119,7 +119,9 @@ def restore(file: Path, local: bool, home: Path | None, config_file: Path | None
         made = trio.run(backup.restore, layout, file)
     except (AlreadyServed, BadArchive, SchemaError, CommandError, OSError) as error:
         _fail(f"cannot restore {file}: {error}")
-    click.echo(f"{layout.state} holds {made.messages} messages and {len(made.agents)} agents", err=True)
+    click.echo(
+        f"{layout.state} is a hive again; messages: {made.messages}, agents: {len(made.agents)}", err=True
+    )
 
 
 @main.command()
@@ -138,7 +140,7 @@ def verify(file: Path) -> None:
     if found.problem is not None:
         _fail(f"cannot use {file}: {found.problem}")
     assert found.manifest is not None
-    click.echo(f"{file} is whole: {found.manifest.messages} messages, {len(found.manifest.agents)} agents")
+    click.echo(f"{file} is whole; messages: {found.manifest.messages}, agents: {len(found.manifest.agents)}")
 
 
 def _check_host(home: Path | None) -> None:

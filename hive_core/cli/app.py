@@ -59,7 +59,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "cancel": Entry("session", "One agent", "Interrupt an agent's running turn"),
     "login": Entry("login", "One agent", "Log an agent in to its model's provider"),
     "vacuum": Entry("retention", "The hive", "Delete what is old, or show what that is"),
-    "backup": Entry("backup", "The hive", "Put everything aside in one file"),
+    "backup": Entry("backup", "The hive", "Put everything aside in one file, and make a hive of it again"),
     "export": Entry("backup", "The hive", "Put one agent aside in one file"),
     "import": Entry("backup", "The hive", "Make an agent of a file that export wrote"),
     "image": Entry("image", "The host", "List, add, build and remove images of machines"),

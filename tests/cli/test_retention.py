@@ -1,10 +1,11 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from hive_core.cli import programs
 from hive_core.wire.host import decode_request
 
 from .conftest import RunHive
@@ -130,14 +131,27 @@ def test_an_archive_that_is_damaged_is_no_success(host: FakeHost, hive: RunHive)
     assert "it is damaged" in done.err
 
 
-def test_restore_says_where_it_is_done(host: FakeHost, hive: RunHive) -> None:
-    done = hive("backup", "restore", "x.tar.gz")
-    assert done.code == 2
-    assert "hive-core restore x.tar.gz" in done.err
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [("backup restore x.tar.gz", []), ("backup restore x.tar.gz --home /h", ["--home", "/h"])],
+)
+def test_restore_becomes_the_program_that_does_it(
+    typed: str, options: list[str], host: FakeHost, hive: RunHive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[str] = []
+
+    def become(argv: list[str], **_more: Any) -> NoReturn:
+        became.extend(argv)
+        raise programs.Problem(0, "gone")
+
+    monkeypatch.setattr(programs, "become", become)
+    hive(*typed.split())
+
+    assert became[-len(options) - 3 :] == ["restore", *options, "--", "x.tar.gz"]
     assert host.asked == []
 
 
-@pytest.mark.parametrize("typed", ["backup", "backup ls x", "backup verify", "backup burn", "import"])
+@pytest.mark.parametrize("typed", ["backup ls x", "backup verify", "backup restore", "backup burn", "import"])
 def test_what_makes_no_sense_is_refused_here(typed: str, host: FakeHost, hive: RunHive) -> None:
     assert hive(*typed.split()).code == 2
     assert host.asked == []

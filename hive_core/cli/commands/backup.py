@@ -9,58 +9,79 @@ from typing import Any, Final
 
 import click
 
-from hive_core.cli import human, output
-from hive_core.cli.app import Settings, agent_argument, command
-from hive_core.cli.problems import FAILED, USAGE, Problem
+from hive_core.cli import human, output, programs
+from hive_core.cli.app import Settings, agent_argument, command, group, subcommand
+from hive_core.cli.problems import FAILED, Problem
 
 PATIENCE_S: Final = 3600.0
 """A hive may have gigabytes."""
-_ACTIONS: Final = ("create", "ls", "verify", "restore")
 
 
-@command(
+@group(
     "backup",
     examples="""
-    hive backup create
     hive backup create /mnt/usb
     hive backup ls
     hive backup verify hive-20260907T123456Z.tar.gz
+    hive backup restore hive-20260907T123456Z.tar.gz
     """,
 )
-@click.argument("action", type=click.Choice(_ACTIONS))
-@click.argument("where", metavar="[DIR|FILE]", required=False, type=click.Path(path_type=Path))
-def backup(settings: Settings, action: str, where: Path | None) -> None:
-    """Put everything aside in one file.
+def backup() -> None:
+    """Put everything aside in one file, and make a hive of it again.
 
-    While the hive runs: create writes the database and every agent's state and login into a file of its own
-    directory of backups, and copies that to DIR; ls shows those files; verify reads one whole. A hive is made
-    of one again by hive-core restore FILE, while no daemon runs. Who can read such a file can act as your
+    Such a file has the database and the state and login of every agent: who can read it can act as your
     agents.
     """
-    if action == "restore":
-        raise Problem(
-            USAGE,
-            "cannot restore: a daemon cannot replace what it serves",
-            f"stop it, and run: hive-core restore {where or 'FILE'} --home EMPTY_DIRECTORY",
-        )
-    if where is None if action == "verify" else (where is not None and action == "ls"):
-        raise Problem(USAGE, "cannot go on: give create a directory or nothing, verify a file, ls nothing")
-    hive = settings.hive()
-    if action == "ls":
-        _list(settings, hive.ask({"cmd": "backups"})["archives"])
-    elif action == "create":
-        made = hive.ask({"cmd": "backup_create"}, timeout_s=PATIENCE_S)["archive"]
-        _tell(settings, made, None if where is None else where / Path(made["path"]).name)
-    else:
-        assert where is not None
-        request = {"cmd": "backup_verify", "path": str(_known(settings, where))}
-        row = hive.ask(request, timeout_s=PATIENCE_S)["archive"]
-        if settings.as_json:
-            output.dump(row)
-        elif "problem" not in row:
-            output.note(f"{row['path']} is whole: {row['messages']} messages, {len(row['agents'])} agents")
-        if "problem" in row:
-            raise Problem(FAILED, f"cannot use {row['path']}: {row['problem']}")
+
+
+@subcommand(backup, "create", examples="hive backup create\nhive backup create /mnt/usb")
+@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+def create(settings: Settings, directory: Path | None) -> None:
+    """Write a backup, while everything runs.
+
+    It goes into the hive's own directory of backups, and is copied to DIR.
+    """
+    made = settings.hive().ask({"cmd": "backup_create"}, timeout_s=PATIENCE_S)["archive"]
+    _tell(settings, made, None if directory is None else directory / Path(made["path"]).name)
+
+
+@subcommand(backup, "ls", examples="hive backup ls\nhive backup ls | cut -f 6")
+def ls(settings: Settings) -> None:
+    """List the hive's own backups.
+
+    Columns: kind (hive or agent), when, size, agents, messages, and the file or what is wrong with it.
+    """
+    _list(settings, settings.hive().ask({"cmd": "backups"})["archives"])
+
+
+@subcommand(backup, "verify", examples="hive backup verify hive-20260907T123456Z.tar.gz")
+@click.argument("file", type=click.Path(path_type=Path))
+def verify(settings: Settings, file: Path) -> None:
+    """Read a backup whole, and look whether its database is sound.
+
+    FILE is a path, or the name of one of the hive's own. Without a daemon: hive-core verify.
+    """
+    request = {"cmd": "backup_verify", "path": str(_known(settings, file))}
+    row = settings.hive().ask(request, timeout_s=PATIENCE_S)["archive"]
+    if settings.as_json:
+        output.dump(row)
+    elif "problem" not in row:
+        output.note(f"{row['path']} is whole; messages: {row['messages']}, agents: {len(row['agents'])}")
+    if "problem" in row:
+        raise Problem(FAILED, f"cannot use {row['path']}: {row['problem']}")
+
+
+@subcommand(
+    backup, "restore", examples="hive backup restore /mnt/usb/hive-20260907T123456Z.tar.gz --home /tmp/hive"
+)
+@click.argument("file", type=click.Path(path_type=Path))
+def restore(settings: Settings, file: Path) -> None:
+    """Make a hive of a backup, where there is none and no daemon runs.
+
+    With --home a local one; without it the hive of this host, as root. It is what hive-core restore does.
+    """
+    home = ("--home", settings.home) if settings.home else ()
+    programs.become([*programs.own("hive-core"), "restore", *home, "--", str(file)])
 
 
 @command("export", examples="hive export alice\nhive export alice -o alice.tar.gz")
