@@ -120,7 +120,7 @@ def test_a_tool_call_waits_while_the_daemon_restarts(hive: Daemon, api: FakeApi)
     hive.start()
     hive.wait_acked(first)
 
-    said = [row["body"] for row in hive.messages() if row["recipient"] == "operator"]
+    said = [row["body"] for row in hive.messages() if row["sender"] == "alice"]
     assert said == ["still here"]
 
 
@@ -133,6 +133,6 @@ def test_a_killed_harness_comes_back_and_the_message_with_it(hive: Daemon, api: 
     os.kill(hive.row("alice")["pid"], signal.SIGKILL)
     hive.wait_acked(first)
 
-    said = [row["body"] for row in hive.messages() if row["recipient"] == "operator"]
+    said = [row["body"] for row in hive.messages() if row["sender"] == "alice"]
     assert said == ["second try"]
     assert "handed out before" in api.asked[-1].words

@@ -87,6 +87,19 @@ def test_it_calls_every_tool(inspect: Inspect, hive: Daemon) -> None:
         "request_next_turn": tool(inspect, "request_next_turn"),
         "recv": tool(inspect, "recv", wait_seconds=1, max=5),
     }
+    with hive.client() as client:
+        of_us = client.ask({"cmd": "ask", "agent": "alice", "question": "ready?"})["id"]
+    asked = tool(inspect, "ask", to="bob", question="which one?")
+    reminded = tool(inspect, "remind", message="tea", delay_seconds=3600)
+    answers |= {
+        "ask": asked,
+        "remind": reminded,
+        "get_open_threads": tool(inspect, "get_open_threads"),
+        "cancel_thread": tool(inspect, "cancel_thread", kind="question", id=asked["structuredContent"]["id"]),
+        "answer": tool(inspect, "answer", id=of_us, answer="yes"),
+    }
+    tool(inspect, "cancel_thread", kind="reminder", id=reminded["structuredContent"]["id"])
+    told = tool(inspect, "recv", wait_seconds=1, max=5)["structuredContent"]["messages"]
     refused = tool(inspect, "send", status=5, to="nobody", body="x")
 
     assert answers.keys() == {entry.name for entry in TOOLS}
@@ -94,7 +107,16 @@ def test_it_calls_every_tool(inspect: Inspect, hive: Daemon) -> None:
     assert answers["set_status"]["content"][0]["text"] == "Done."
     assert answers["get_logs"]["structuredContent"] == {"lines": []}
     assert hive.message(answers["send"]["structuredContent"]["id"])["body"] == "from the inspector"
+    threads = answers["get_open_threads"]["structuredContent"]["threads"]
+    assert [(thread["kind"], thread["text"]) for thread in threads] == [
+        *(("question", "ready?"), ("question", "which one?"), ("reminder", "tea")),
+    ]
     (own,) = answers["recv"]["structuredContent"]["messages"]
     assert (own["id"], own["sender"]) == (answers["request_next_turn"]["structuredContent"]["id"], "self")
+    events = [json.loads(message["body"]) for message in told]
+    assert [(event["event"], event["id"]) for event in events] == [
+        ("question_asked", of_us),
+        ("question_answered", asked["structuredContent"]["id"]),
+    ]
     assert refused["isError"] is True
     assert refused["content"][0]["text"] == "cannot send: no agent is named 'nobody'"
