@@ -13,8 +13,8 @@ from hive_core.domain.address import NoPairLeft, Pair, pair_of, parse_subnet
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import Cage, CannotStart, resolve
 from hive_core.domain.machine_names import MachineNames
-from hive_core.host import machine_environment, machine_files, nspawn
-from hive_core.host.images import Image, Images
+from hive_core.host import machine_environment, machine_files, nix_roots, nspawn
+from hive_core.host.images import Image, Images, Kind
 from hive_core.host.machine_environment import BadEnvironment
 from hive_core.host.machine_files import Rendered
 from hive_core.host.nspawn import Sources
@@ -86,6 +86,10 @@ class Blueprints:
         image, rendered = self.render(cage)
         try:
             self._images.prepare_root(cage, image)
+            if image.kind is Kind.NIX:
+                nix_roots.pin_booted(cage.agent, image.path)
+            else:
+                nix_roots.unpin_booted(cage.agent)
             return machine_files.write(cage, rendered, dirs.run)
         except OSError as error:
             raise CannotStart(f"cannot start {cage.agent}: {error.filename}: {error.strerror}") from None

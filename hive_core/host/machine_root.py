@@ -40,7 +40,7 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
         _make(root / directory)
     _write(root / "usr/lib/os-release", "")
     etc = root / "etc"
-    own = ("state", "agents") if cage.is_manager else ("agents", f"agents/{cage.agent}")
+    own: tuple[str, ...] = ("state", "agents") if cage.is_manager else ("agents", f"agents/{cage.agent}")
     if top is not None:
         _copy_top(top, root, uppers, besides=own)
         _make(uppers / "etc")
@@ -48,6 +48,9 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
         # Empty: systemd takes the id that nspawn has for it, and not the image's, which all machines share.
         _write(etc / "machine-id", "")
         _link_harness(etc)
+    else:
+        # A closure makes the rest of its root by itself, /nix/var too.
+        own += ("nix", "nix/store")
     if resolv_conf is not None:
         (etc / "resolv.conf").write_bytes(resolv_conf)
         (etc / "resolv.conf").chmod(0o644)

@@ -16,7 +16,7 @@ import trio
 from hive_core.config import Config
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import Cage, CannotStart, MachineFacts, Network, Usage
-from hive_core.host import cgroup, journal, machine_files, machinectl, netlink, nspawn, usage
+from hive_core.host import cgroup, journal, machine_files, machinectl, netlink, nix_roots, nspawn, usage
 from hive_core.host.blueprint import Blueprints
 from hive_core.host.images import Images
 from hive_core.host.machine_watch import MachineWatch
@@ -265,6 +265,7 @@ class NspawnMachines:
         # What is on the disk outlives a boot of the host, and our signature does not.
         await trio.to_thread.run_sync(self._images.remove_root, machine)
         self._littered.set()
+        await trio.to_thread.run_sync(nix_roots.unpin_booted, agent)
         if is_signed:
             # What nspawn leaves of each machine.
             (self._images.machines_dir / f".#{machine}.lck").unlink(missing_ok=True)

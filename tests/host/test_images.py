@@ -317,7 +317,10 @@ def test_a_closure_gets_an_empty_root(machines: Path) -> None:
 
     Images(machines).prepare_root(ALICE, closure)
 
-    assert {path.name for path in (machines / "h-alice").iterdir()} == {"agents", "etc", "usr"}
+    root = machines / "h-alice"
+    assert {path.name for path in root.iterdir()} == {"agents", "etc", "nix", "usr"}
+    # nspawn would make it for the bind as nobody's, and no closure could make /nix/var then.
+    assert (root / "nix/store").is_dir()
 
 
 def test_what_the_last_run_left_is_gone_at_the_next(machines: Path) -> None:

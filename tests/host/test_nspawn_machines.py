@@ -5,6 +5,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from hive_core.config import Config, Harness, Machines
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import CannotStart, Network, Shape, Usage
 from hive_core.domain.machine import Wanted
-from hive_core.host import cgroup, machine_watch, machinectl, nspawn, nspawn_machine
+from hive_core.host import cgroup, machine_watch, machinectl, nix_roots, nspawn, nspawn_machine
 from hive_core.host import usage as usage_module
-from hive_core.host.images import Images, upper_dir
+from hive_core.host.images import Images, Kind, upper_dir
 from hive_core.host.nspawn_machines import NspawnMachines
 from hive_core.host.process import CommandError
 from hive_core.layout import Layout
@@ -110,6 +111,8 @@ def systemd(
     for name in ("SETTINGS_DIR", "ADMIN_SETTINGS_DIR", "UNIT_DIR"):
         monkeypatch.setattr(nspawn, name, tmp_path / name.lower())
         (tmp_path / name.lower()).mkdir()
+    for function in (nix_roots.pin_booted, nix_roots.unpin_booted):
+        monkeypatch.setattr(nix_roots, function.__name__, partial(function, roots=tmp_path / "gcroots"))
     monkeypatch.setattr(cgroup, "unit_of", lambda pid: UNIT if pid == nspawn_process.pid else None)
     return FakeSystemd(tmp_path / "systemd", fake_program, nspawn_process.pid)
 
@@ -154,6 +157,28 @@ async def test_a_start_writes_everything_before_it_starts_anything(
     assert (tmp_path / f"unit_dir/{UNIT}.d/50-hive.conf").exists()
     assert (tmp_path / "run/agents/bob/hive-agent.service").exists()
     assert (tmp_path / "machines/h-bob/usr").is_dir()
+
+
+async def test_the_closure_of_a_machine_is_kept_until_another_one_takes_its_place_or_it_is_gone(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, root = Images(tmp_path / "machines"), tmp_path / "gcroots/bob-booted"
+    closure = replace(images.resolve("debian"), kind=Kind.NIX, path=Path("/nix/store/one"))
+    resolved = {"debian": images.resolve("debian"), "/nix/store/one": closure}
+    monkeypatch.setattr(Images, "resolve", lambda _self, name, _agent="": resolved[name])
+    of_nix = replace(BOB, shape=Shape(image="/nix/store/one"))
+
+    for then in ("a tree", "nothing"):
+        systemd.say(active="inactive")
+        machines = make()
+        await machines.start(of_nix)
+        assert root.readlink() == Path("/nix/store/one")
+        systemd.say(active="inactive")
+        if then == "a tree":
+            await make().start(BOB)
+        else:
+            await make().forget("bob")
+        assert not root.is_symlink()
 
 
 async def test_systemd_reads_its_units_again_only_when_one_has_changed(

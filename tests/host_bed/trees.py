@@ -42,6 +42,7 @@ HOST_PACKAGES = [
     "git",
     "make",
     "procps",
+    "busybox-static",
 ]
 GUEST_PACKAGES = ["systemd", "systemd-sysv", "dbus", "python3", "iproute2", "procps"]
 
