@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import IO, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
 from hive_core.cli.problems import FAILED, Problem
 
@@ -140,17 +140,32 @@ def write(fd: int, chunk: bytes) -> None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise, so that what was started is ended too."""
+    """Let SIGTERM and SIGHUP raise, so that what was started is ended too.
+
+    Once: a second one, as `timeout` sends it to the whole group, must not keep us from doing that.
+    """
+    endings = (signal.SIGTERM, signal.SIGHUP)
 
     def end(number: int, _frame: FrameType | None) -> None:
+        for ending in endings:
+            signal.signal(ending, signal.SIG_IGN)
         raise Ended(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in endings}
     try:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except Ended:
+        raise  # and whatever comes now stays ignored
+    except BaseException:
+        _restore(before)
+        raise
+    else:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def not_started(program: str, error: OSError) -> Problem:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -363,3 +364,20 @@ def test_without_a_daemon_hive_core_looks(
 
     assert became == [[*OWN, "doctor", *options]]
     assert result.err.startswith("cannot reach the daemon at ")
+
+
+def test_a_second_signal_does_not_keep_us_from_ending_what_was_started() -> None:
+    """`timeout` sends one to its child and one to the whole group."""
+    script = """
+import os, signal
+from hive_core.cli import programs
+try:
+    with programs.signals_raise():
+        os.kill(os.getpid(), signal.SIGTERM)
+except programs.Ended as ended:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("cleaned up", ended.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+
+    assert (done.returncode, done.stdout) == (0, "cleaned up 143\n")

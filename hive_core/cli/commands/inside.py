@@ -124,7 +124,10 @@ def _run_in_machine(
     if interactive and (term := os.environ.get("TERM")):
         argv.insert(1, f"--setenv=TERM={term}")
     try:
-        code = terminal.relay(argv) if interactive else programs.relay(argv)
+        with programs.signals_raise():
+            code = terminal.relay(argv) if interactive else programs.relay(argv)
+            if code >= 128:  # a signal to our whole group may have ended systemd-run alone
+                _stop_unit(machine, unit)
     except (KeyboardInterrupt, OSError, programs.Ended) as ended:
         _stop_unit(machine, unit)
         if isinstance(ended, programs.Ended):
@@ -142,7 +145,7 @@ def _stop_unit(machine: str, unit: str) -> None:
         subprocess.run(
             ["systemctl", f"--machine={machine}", "--quiet", "--no-block", "stop", unit],  # noqa: S607 - as root
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            timeout=5, check=False,
+            timeout=5, check=False, start_new_session=True,
         )  # fmt: skip
 
 
