@@ -151,7 +151,9 @@ async def forget(machines: NspawnMachines, agent: str) -> dict[str, Any]:
 
 
 def named(root: str, agent: str) -> list[Path]:
-    return [path for path in Path(root).rglob(f"*h-{agent}*") if "journal" not in path.parts]
+    # Not rglob: it raises when systemd removes a directory under it.
+    found = (Path(place) / name for place, dirs, files in os.walk(root) for name in (*dirs, *files))
+    return [path for path in found if f"h-{agent}" in path.name and "journal" not in path.parts]
 
 
 async def clear(machines: NspawnMachines, agent: str) -> dict[str, Any]:
