@@ -18,6 +18,7 @@ from hive_core.domain.cage import Limits
 from hive_core.host import process
 from hive_core.host.process import CommandError
 
+STALE_LOOK_S: Final = 0.1
 ANSWER_S: Final = 10.0
 """systemd and machined answer within milliseconds; a host that swaps may need seconds."""
 RELOAD_S: Final = 60.0
@@ -293,6 +294,17 @@ async def registered(machine: str) -> Registered | None:
         return Registered(int(values["Leader"]), interfaces, str(values["Unit"]))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CommandError(f"busctl call … {machine}: no such answer was expected: {error!r}") from None
+
+
+async def drop_stale(machine: str) -> None:
+    """Have machined forget *machine*, whose unit is down: a killed one remembers it and refuses another."""
+    with trio.move_on_after(ANSWER_S), suppress(CommandError):
+        known = await registered(machine)
+        if known is None or known.unit != unit_of(machine):
+            return
+        await _run("machinectl", "--quiet", "terminate", "--", machine)
+        while await registered(machine) is not None:
+            await trio.sleep(STALE_LOOK_S)
 
 
 async def leader(machine: str, unit: UnitState) -> int | None:

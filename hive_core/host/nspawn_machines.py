@@ -169,6 +169,7 @@ class NspawnMachines:
         self._littered.set()
         if changed or unit.need_daemon_reload or str(nspawn.drop_in_path(machine)) not in unit.drop_ins:
             await self._reload()
+        await machinectl.drop_stale(machine)
         await machinectl.reset_failed(machine)
         await machinectl.set_limits(machine, cage.limits)
         try:
