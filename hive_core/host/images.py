@@ -15,8 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from hive_core.domain.cage import Cage, CannotStart, Network
 from hive_core.domain.machine_names import MachineNames
 from hive_core.host import image_build, machine_root, process
@@ -338,19 +336,3 @@ class Images:
         if not os.path.lexists(path / init):
             raise CannotStart(f"{who}: {name} is not there or is no NixOS closure: it has no {init}")
         return Image(name, Kind.NIX, path, init=init)
-
-
-class ImagesForHandlers:
-    """The same for those who may not wait for a disk."""
-
-    def __init__(self, images: Images) -> None:
-        self._images = images
-
-    async def list(self) -> Sequence[Image]:
-        return await trio.to_thread.run_sync(self._images.list)
-
-    async def resolve(self, name: str) -> Image:
-        return await trio.to_thread.run_sync(self._images.resolve, name)
-
-    async def remove(self, name: str) -> None:
-        await self._images.remove(name)

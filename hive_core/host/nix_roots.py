@@ -20,14 +20,6 @@ def profile(agent: str, profiles: Path = PROFILES) -> Path:
     return profiles / agent / "system"
 
 
-def current_closure(agent: str, profiles: Path = PROFILES) -> Path | None:
-    """Give the closure that the profile of *agent* leads to; None when it has none."""
-    try:
-        return profile(agent, profiles).resolve(strict=True)
-    except OSError:
-        return None
-
-
 def pin_booted(agent: str, closure: Path, roots: Path = ROOTS) -> None:
     """Keep *closure* while the machine of *agent* runs, in place of what was kept for it before.
 

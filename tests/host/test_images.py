@@ -14,7 +14,7 @@ from hive_core.domain.cage import CannotStart, Network, Shape, resolve
 from hive_core.host import image_build, nix_roots
 from hive_core.host import images as images_module
 from hive_core.host.image_build import NoImage
-from hive_core.host.images import Images, ImagesForHandlers, Kind, upper_dir
+from hive_core.host.images import Images, Kind, upper_dir
 from hive_core.host.tree import read_pretty_name, resolve_in
 
 UID = os.geteuid()  # what is made is given to it, and stays readable for this test
@@ -412,9 +412,9 @@ async def test_an_image_in_use_stays(machines: Path) -> None:
 async def test_an_image_that_nobody_uses_is_deleted(machines: Path) -> None:
     make_tree(machines / "debian")
 
-    await ImagesForHandlers(Images(machines)).remove("debian")
+    await Images(machines).remove("debian")
 
-    assert await ImagesForHandlers(Images(machines)).list() == []
+    assert Images(machines).list() == []
     assert not list((machines / ".hive").iterdir())
 
 
@@ -667,16 +667,6 @@ def test_the_closure_that_runs_has_a_root_of_its_own(tmp_path: Path) -> None:
     nix_roots.unpin_booted("alice", roots)
     nix_roots.unpin_booted("alice", roots)
     assert not list(roots.iterdir())
-
-
-def test_a_profile_leads_to_the_closure_of_its_generation(tmp_path: Path) -> None:
-    (tmp_path / "closure").mkdir()
-    (tmp_path / "alice").mkdir()
-    (tmp_path / "alice/system-1-link").symlink_to(tmp_path / "closure")
-    (tmp_path / "alice/system").symlink_to("system-1-link")
-
-    assert nix_roots.current_closure("alice", tmp_path) == tmp_path / "closure"
-    assert nix_roots.current_closure("bob", tmp_path) is None
 
 
 def everything(tree: Path) -> dict[str, object]:
