@@ -22,8 +22,20 @@ from hive_core.domain import helper_event
 from hive_core.domain import question as domain_question
 from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
-from hive_core.serve.mcp_tools import tools_for
-from hive_core.wire import agent, envelope, host, ids, limits, machine, question, reminder, retention
+from hive_core.serve.mcp_tools import Tool, tools_for
+from hive_core.wire import (
+    agent,
+    agent_manager,
+    approval,
+    envelope,
+    host,
+    ids,
+    limits,
+    machine,
+    question,
+    reminder,
+    retention,
+)
 from hive_core.wire.errors import ErrorCode, Refused
 
 DOCUMENT: Final = Path(__file__).with_name("protocol.md")
@@ -33,7 +45,7 @@ COMMAND: Final = "python docs/generate_protocol.py"
 ORIGINAL_VERBS: Final = frozenset(
     {
         "list", "agent_status", "subscribe_agent_status", "set_paused", "start", "stop", "restart", "urls",
-        "pending", "spawn", "kill", "destroy",
+        "pending", "approve", "deny", "spawn", "kill", "destroy",
     }
 )  # fmt: skip
 
@@ -64,6 +76,9 @@ NAMED_PATTERNS: Final = {
     machine.IMAGE_PATTERN: "image name",
     machine.SIZE_PATTERN: "size, as `4G`",
     machine.PERCENT_PATTERN: "percent, as `200%`",
+    approval.COMMIT_PATTERN: "7 … 40 hex digits",
+    approval.DIGEST_PATTERN: "64 hex digits",
+    approval.TAG_PATTERN: "tag, as `deployed/7`",
 }
 
 
@@ -256,7 +271,8 @@ def all_limits() -> str:
     )
 
 
-def agent_requests() -> str:
+def agent_requests(role: Role) -> str:
+    """The requests of the agent socket that are for *role*."""
     return table(
         "type | fields | result | meaning",
         (
@@ -269,11 +285,13 @@ def agent_requests() -> str:
                 description(request),
             ]
             for tag, request in agent.TYPES.items()
+            if ROUTES[request].may_call is role
         ),
     )
 
 
-def tools() -> str:
+def tools(role: Role, known: Mapping[str, Tool] | None = None) -> str:
+    """The tools of *role*, but for those that are *known*."""
     return table(
         "tool | arguments | structuredContent | what a model reads about it",
         (
@@ -283,7 +301,8 @@ def tools() -> str:
                 inline(ROUTES[tool.request].result) or "empty",
                 sentence(tool.description),
             ]
-            for tool in tools_for(Role.AGENT).values()
+            for tool in tools_for(role).values()
+            if tool != (known or {}).get(tool.name)
         ),
     )
 
@@ -293,7 +312,16 @@ def fields_without(struct: type, names: Iterable[str]) -> set[str]:
 
 
 def agent_rows() -> str:
-    return nested([agent.Message, agent.OpenThread, agent.Event, agent.Snapshot])
+    return nested(
+        [
+            agent.Message,
+            agent.OpenThread,
+            agent.Event,
+            agent.Snapshot,
+            agent_manager.ApprovalBrief,
+            agent_manager.AgentBrief,
+        ]
+    )
 
 
 def commands() -> str:
@@ -346,6 +374,13 @@ def host_rows() -> str:
             machine.UsageRow,
             machine.Check,
             machine.ImageRow,
+            approval.ApprovalRow,
+            approval.Consequence,
+            approval.FileChange,
+            approval.DeployRow,
+            approval.StepRow,
+            approval.HistoryRow,
+            approval.TombstoneRow,
         ]
     )
 
@@ -422,8 +457,10 @@ def _refusal(line: bytes) -> str:
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "envelopes": envelopes,
-    "agent requests": agent_requests,
-    "tools": tools,
+    "agent requests": lambda: agent_requests(Role.AGENT),
+    "manager requests": lambda: agent_requests(Role.MANAGER),
+    "tools": lambda: tools(Role.AGENT),
+    "manager tools": lambda: tools(Role.MANAGER, tools_for(Role.AGENT)),
     "agent rows": agent_rows,
     "commands": commands,
     "frame examples": frame_examples,

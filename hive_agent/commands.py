@@ -36,7 +36,7 @@ It goes on while the daemon restarts, and ends when its standard input does.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     match args.command:
         case "mcp":
             from hive_agent import mcp
@@ -97,15 +97,15 @@ def _complain(why: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="hive-agent",
         description="The harness of one agent: takes its messages and runs its turns.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"hive-agent {VERSION}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made.add_argument("--version", action="version", version=f"hive-agent {VERSION}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_arguments(
         commands.add_parser(
             "serve",
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_mcp(commands)
     _add_wake(commands)
-    return parser
+    return made
 
 
 def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -15,6 +15,9 @@ from hive_agent.retry import RATE_LIMIT_SLEEP_S, rate_limit_sleep_s
 DEFAULT_STATE: Final = "/state"
 DEFAULT_RUNTIME: Final = "/tmp"  # noqa: S108  # only for fresh, private directories in it
 DEFAULT_EXTRA_MCP: Final = "/etc/hyperhive/extra-mcp.json"
+DEFAULT_CONFIGS: Final = "/agents"
+DEFAULT_APPLIED: Final = "/applied"
+DEFAULT_META: Final = "/meta"
 DEFAULT_LOGIN_COMMAND: Final = ("claude", "auth", "login")
 
 
@@ -50,6 +53,16 @@ class Config:
     """None: `claude` on PATH."""
     extra_mcp: Path | None = None
     """MCP servers beside the hive's own."""
+    pass_on: Sequence[str] = ()
+    """Variables that its declaration sets for what its model runs."""
+    prompt_file: Path | None = None
+    """What the agent's own configuration tells its model about its task."""
+    configs: Path = Path(DEFAULT_CONFIGS)
+    """The manager's: where it proposes the configuration of each agent, in NAME/config."""
+    applied: Path = Path(DEFAULT_APPLIED)
+    """The manager's: what of that was ever proposed, deployed or denied, a repository for each NAME."""
+    meta: Path = Path(DEFAULT_META)
+    """The manager's: the repository that says what is deployed where."""
     runtime: Path = Path(DEFAULT_RUNTIME)
     """For files that a turn needs, each in a private directory; never where the socket is."""
 
@@ -84,6 +97,7 @@ class Config:
             raise BadConfig(f"HYPERHIVE_LOGIN_CMD: {error}") from None
         state = Path(args.state or environ.get("HIVE_AGENT_STATE") or DEFAULT_STATE)
         script = args.script or environ.get("HIVE_SCRIPT")
+        prompt_file = environ.get("HIVE_PROMPT_FILE")
         runtimes = [environ.get(name, "") for name in ("HIVE_AGENT_RUNTIME", "RUNTIME_DIRECTORY", "TMPDIR")]
         return cls(
             socket=Path(args.socket or environ.get("HIVE_AGENT_SOCKET") or DEFAULT_SOCKET),
@@ -103,6 +117,11 @@ class Config:
             operator_pronouns=args.operator_pronouns or environ.get("HIVE_OPERATOR_PRONOUNS", ""),
             claude_bin=claude_bin,
             extra_mcp=Path(args.extra_mcp or environ.get("HIVE_EXTRA_MCP") or DEFAULT_EXTRA_MCP),
+            pass_on=environ.get("HIVE_PASS_ON", "").split(),
+            prompt_file=Path(prompt_file) if prompt_file else None,
+            configs=Path(environ.get("HIVE_CONFIGS") or DEFAULT_CONFIGS),
+            applied=Path(environ.get("HIVE_APPLIED") or DEFAULT_APPLIED),
+            meta=Path(environ.get("HIVE_META") or DEFAULT_META),
             # systemd gives several, with colons between them.
             runtime=Path(next(filter(None, runtimes), DEFAULT_RUNTIME).partition(":")[0]),
         )

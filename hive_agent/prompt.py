@@ -17,6 +17,24 @@ _SENDERS: Final = {
 _EVENTS: Final = {
     "question_asked": "Somebody asks you a question: answer it with the tool answer and the question's id.",
     "question_answered": "It is the answer to a question that you asked.",
+    "approval_resolved": "A request for approval was decided, or what it asked for has failed: status and "
+    "note say how. Tell whoever wanted it.",
+    "config_ready": "An agent's configuration to begin with is there: edit, commit, and request_spawn.",
+    "spawned": "A new agent is there. Where ok is false it did not come up, and note says why.",
+    "rebuilt": "An agent runs with what is declared now. Where ok is false it does not, and note says why.",
+    "killed": "An agent was stopped, which somebody wanted: nothing needs doing unless it surprises you.",
+    "destroyed": "An agent is gone, which the operator wanted: nothing needs doing.",
+    "container_crash": "An agent's machine ended and nobody had asked for it: get_logs with its name may say "
+    "why. It is started again unless it has failed too often.",
+    "needs_login": "An agent has no login: only the operator can give it one.",
+    "logged_in": "An agent has its login: greet it if it is new.",
+    "needs_update": "An agent runs with something else than what is declared now: update ends that, when it "
+    "can do without the agent for a moment.",
+    "declaration_failed": "The host's configuration declares an agent as it cannot be: its note says why; "
+    "only the operator can change that.",
+    "peer_refused": "A process that is not the agent's knocked at its socket: tell the operator if it "
+    "goes on.",
+    "message_dead": "An agent failed over a message too often, and it is handed out no more: look why.",
 }
 _OUTSIDE: Final = "It comes from outside the hive, under a label that nobody can write to."
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from hive_core import admin
 from hive_core.config import SYSTEM_CONFIG, Config, ConfigError, flatten, load_config
+from hive_core.domain import declared
 from hive_core.wire.version import VERSION
 
 EXIT_FAILED: Final = 1
@@ -60,10 +62,10 @@ def serve(local: bool, home: Path | None, config_file: Path | None) -> None:
             config_file = SYSTEM_CONFIG
     overrides = _overrides(home)
     try:
-        config, _ = load_config(config_file, overrides)
+        config = _load(config_file, overrides)
     except ConfigError as error:
         _fail(str(error), EXIT_CONFIG)
-    _serve(config, partial(_load, config_file, overrides), local=local)
+    _serve(config, partial(_load, config_file, overrides), config_file, local=local)
 
 
 @main.command("config")
@@ -78,9 +80,10 @@ def show_config(home: Path | None, config_file: Path | None) -> None:
     """
     try:
         config, origins = load_config(config_file, _overrides(home))
+        declared.usable(config, str(config_file))
     except ConfigError as error:
         _fail(str(error), EXIT_CONFIG)
-    values = {key: _toml(value) for key, value in flatten(config).items()}
+    values = {key: _toml(msgspec.to_builtins(value)) for key, value in flatten(config).items()}
     width = max(len(f"{key} = {value}") for key, value in values.items())
     for key, value in values.items():
         click.echo(f"{f'{key} = {value}':<{width}}  # {origins[key]}")
@@ -101,6 +104,8 @@ def restore(file: Path, local: bool, home: Path | None, config_file: Path | None
       hive-core restore hive-20260907T123456Z.tar.gz --home /tmp/hive
       hive-core restore /mnt/usb/hive-20260907T123456Z.tar.gz
     """
+    from functools import partial
+
     import trio
 
     from hive_core import backup
@@ -114,10 +119,11 @@ def restore(file: Path, local: bool, home: Path | None, config_file: Path | None
         config, _ = load_config(config_file, _overrides(home))
     except ConfigError as error:
         _fail(str(error), EXIT_CONFIG)
-    layout = local_layout(config) if local or home is not None else host_layout(config)
+    local = local or home is not None
+    layout = local_layout(config) if local else host_layout(config)
     try:
-        made = trio.run(backup.restore, layout, file)
-    except (AlreadyServed, BadArchive, SchemaError, CommandError, OSError) as error:
+        made = trio.run(partial(backup.restore, isolated=not local), layout, file)
+    except (AlreadyServed, BadArchive, SchemaError, CommandError, OSError, trio.TooSlowError) as error:
         _fail(f"cannot restore {file}: {error}")
     click.echo(
         f"{layout.state} is a hive again; messages: {made.messages}, agents: {len(made.agents)}", err=True
@@ -153,7 +159,7 @@ def _check_host(home: Path | None) -> None:
         _fail("cannot serve machines of systemd-nspawn: systemd does not run this host; or add --local")
 
 
-def _serve(config: Config, load: partial[Config], *, local: bool) -> None:
+def _serve(config: Config, load: partial[Config], config_file: Path | None, *, local: bool) -> None:
     import trio
 
     from hive_core.backends import Mode
@@ -173,7 +179,10 @@ def _serve(config: Config, load: partial[Config], *, local: bool) -> None:
             err=True,
         )
     try:
-        trio.run(serve, layout, LiveConfig(config, load), Mode.LOCAL if local else Mode.NSPAWN)
+        live = LiveConfig(config, load, config_file)
+        trio.run(serve, layout, live, Mode.LOCAL if local else Mode.NSPAWN)
+    except* ConfigError as group:
+        _fail(str(_first(group)), EXIT_CONFIG)
     except* (AlreadyServed, SchemaError) as group:
         _fail(str(_first(group)))
     except* (OSError, Refused) as group:
@@ -188,7 +197,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _load(config_file: Path | None, overrides: Mapping[str, str]) -> Config:
-    return load_config(config_file, overrides)[0]
+    return declared.usable(load_config(config_file, overrides)[0], str(config_file))
 
 
 def _overrides(home: Path | None) -> dict[str, str]:
@@ -199,6 +208,10 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         pairs = ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return str(value)

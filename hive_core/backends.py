@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hive_core.config import Config
+from hive_core.builders import Builder
+from hive_core.config import Config, ConfigError
 from hive_core.domain import uid_range
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import UID_RANGE
@@ -15,8 +16,10 @@ from hive_core.host import accounts, agent_dirs, agent_files, cgroup
 from hive_core.host.local import LocalMachines
 from hive_core.layout import Layout
 from hive_core.machines import Machines
+from hive_core.repositories import Repositories
 from hive_core.serve.agent_doors import Identity
 from hive_core.serve.identity import LocalIdentity, MachineIdentity
+from hive_core.tree_builder import TreeBuilder
 from hive_core.wire.ids import MANAGER
 
 
@@ -66,9 +69,41 @@ def open_backend(mode: Mode, around: Surroundings) -> Backend:
     return _local(around) if mode is Mode.LOCAL else _nspawn(around)
 
 
+def check_builder(mode: Mode, config: Config) -> None:
+    """See that a hive of *mode* can build as the configuration says.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if mode is Mode.LOCAL and config.deploy.builder == "nix":
+        raise ConfigError(
+            'cannot use deploy.builder = "nix" in a local hive: its agents have no machines that could be'
+            ' built; leave it out, or use "tree"'
+        )
+
+
+def open_builder(
+    layout: Layout, config: Callable[[], Config], cages: Cages | None, repositories: Repositories
+) -> Builder:
+    """Make what builds the machines of this hive; *cages* is the backend's."""
+    if config().deploy.builder == "nix":
+        from hive_core.host.nix import USER, Nix
+        from hive_core.nix_builder import NixBuilder
+
+        nix = Nix(user=USER, in_units=True)
+        return NixBuilder(nix, layout, config, repositories.read_meta)
+    return TreeBuilder(None if cages is None else cages.images, config)
+
+
 def _local(around: Surroundings) -> Backend:
     layout = around.layout
-    machines = LocalMachines(layout.agent, around.config)
+    # In a machine of its own the manager finds them where machine_environment says.
+    repositories = {
+        "HIVE_CONFIGS": str(layout.configs),
+        "HIVE_APPLIED": str(layout.applied),
+        "HIVE_META": str(layout.meta),
+    }
+    machines = LocalMachines(layout.agent, around.config, repositories, layout.releases)
 
     def make_dirs(row: AgentRow) -> None:
         if row.uid_base is not None:
@@ -91,7 +126,7 @@ def _local(around: Surroundings) -> Backend:
 
 def _nspawn(around: Surroundings) -> Backend:
     # Not at the top: a local hive does without what is imported here.
-    from hive_core.host import doctor
+    from hive_core.host import doctor, live_switch
     from hive_core.host.images import Images
     from hive_core.host.nspawn_machines import NspawnMachines
 
@@ -99,7 +134,7 @@ def _nspawn(around: Surroundings) -> Backend:
     agent_dirs.make_common(layout)
     harness = Path(config().machines.harness_dir or sys.prefix)
     images = Images(harness=harness, prefix=config().machines.prefix)
-    machines = NspawnMachines(layout, config, images, around.appeared)
+    machines = NspawnMachines(layout, config, images, around.appeared, live_switch.switch)
 
     def make_dirs(row: AgentRow) -> None:
         if row.uid_base is None:

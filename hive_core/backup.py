@@ -1,8 +1,8 @@
 """Puts a hive, or one agent of it, aside in one file, and makes it of such a file again.
 
 A backup is taken while everything runs: first the database as it is at one moment, then what the agents have.
-An agent's files may so be ahead of the database but never behind it, which is what a crash leaves as well:
-a message that was not acked by then comes again, and says so.
+An agent's files and repositories may so be ahead of the database but never behind it, which is what a crash
+leaves as well: a message that was not acked by then comes again, and says so.
 """
 
 import logging
@@ -23,13 +23,15 @@ import trio
 
 from hive_core.host import agent_files, agent_upkeep, archive
 from hive_core.host.archive import BadArchive, Manifest, Part
-from hive_core.host.process import CommandError
+from hive_core.host.process import CommandError, User
 from hive_core.host.sockets import only_daemon
 from hive_core.layout import Layout
+from hive_core.repositories import Repositories
+from hive_core.repository_copies import RepositoryCopies
 from hive_core.store.copy import check_database, copy_database, uids_of
 from hive_core.store.schema import MIGRATIONS, SchemaError
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import why_no_agent_name
+from hive_core.wire.ids import MANAGER, why_no_agent_name
 from hive_core.wire.version import VERSION
 
 SUFFIX: Final = ".tar.gz"
@@ -39,10 +41,14 @@ HOME: Final = "home.tar"
 ROWS: Final = "rows.json"
 """What the database knows of an agent."""
 NOT_IN_HOME: Final = (
-    *("agents", "backups", "db", "hive-core.lock"),
+    *("agents", "backups", "builds", "db", "hive-core.lock", "staging"),
+    # These are packed by others; what was released is laid out anew.
+    *("applied", "configs", "meta", "releases"),
     *(f"{name}.sqlite{suffix}" for name in ("broker", "search") for suffix in ("", "-wal", "-shm")),
 )
 DIRECTORIES: Final = ("state", "claude")
+MARK: Final = "importing"
+"""In the directory of an import that is under way: the agent's name."""
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +65,46 @@ class Backups:
     """The archives of one hive.
 
     *agents* are those whose state is kept; *uid_of* gives the user that an agent's files belong to, None for
-    the daemon's own, and raises LookupError for one that is gone.
+    the daemon's own, and raises LookupError for one that is gone.  *writer_uid* is whose proposed
+    repositories are to be.
     """
 
     def __init__(
         self,
         layout: Layout,
+        repositories: Repositories,
         *,
         agents: Callable[[], Awaitable[Sequence[str]]],
         uid_of: Callable[[str], Awaitable[int | None]],
+        writer_uid: Callable[[], int | None] = lambda: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._layout = layout
         self._agents = agents
         self._uid_of = uid_of
+        self._writer_uid = writer_uid
+        self._copies = RepositoryCopies(layout, repositories)
         self._wall_clock = wall_clock
         self._one = trio.Lock()
 
     @property
     def directory(self) -> Path:
         return self._layout.state / "backups"
+
+    async def recover(self) -> None:
+        """Take away what an import has left that was killed: nobody knows of an agent there."""
+        for mark in self.directory.glob(f".work-*/{MARK}"):
+            try:
+                agent = mark.read_text()
+                if agent != MANAGER and why_no_agent_name(agent):
+                    continue
+                try:
+                    await self._uid_of(agent)
+                except LookupError:
+                    log.warning("Import was cut off, what it left is deleted agent=%s", agent)
+                    await self._remove(agent)
+            except (OSError, CommandError, trio.TooSlowError) as error:
+                log.error("What a cut off import left cannot be deleted: %s", error)
 
     async def create(self) -> Archive:
         """Put the whole hive aside.
@@ -124,9 +150,10 @@ class Backups:
             paths[DATABASE] = work / DATABASE
             messages = await trio.to_thread.run_sync(copy_database, self._layout.database, paths[DATABASE])
             paths[HOME] = work / HOME
-            await _pack(self._layout.state, paths[HOME], without=NOT_IN_HOME, ours=True)
+            await _pack(self._layout.state, paths[HOME], without=NOT_IN_HOME, plain=True)
             agents = await self._agents()
         packed: list[str] = []
+        owners: dict[str, int] = {}
         for agent in agents:
             try:
                 uid = await self._uid_of(agent)
@@ -140,6 +167,11 @@ class Backups:
                 part = f"agents/{agent}/{name}.tar"
                 paths[part] = work / f"{agent}.{name}.tar"
                 await _pack(directory, paths[part], uid=uid)
+        if kind == "hive":
+            copies, owners = await self._copies.pack_all(work)
+        else:
+            copies, _ = await self._copies.pack(agents[0], work)
+        paths |= copies
 
         def write() -> Archive:
             parts: dict[str, Part] = {name: archive.hash_part(path) for name, path in paths.items()}
@@ -151,6 +183,7 @@ class Backups:
                 created_at=now,
                 agents=packed,
                 messages=messages,
+                owners=owners,
                 parts=parts,
             )
             path = self._free_name("hive" if kind == "hive" else agents[0], now)
@@ -251,18 +284,23 @@ class Backups:
         agent = name or manifest.agents[0]
         if why_no_agent_name(agent) or ROWS not in manifest.parts:
             raise BadArchive("it holds no agent")
-        base = self._layout.agent(agent).base
-        if base.exists():
+        if self._layout.agent(agent).base.exists() or self._copies.are_there(agent):
             raise Refused(ErrorCode.CONFLICT, f"cannot import {agent}: its files are there already", "exists")
+        (work / MARK).write_text(agent)
         try:
             uid = await uid_for(agent)
             await _unpack_agent(self._layout, work, manifest.agents[0], agent, uid)
+            await self._copies.take_in(work, manifest.agents[0], agent, self._writer_uid())
             await take_rows(agent, uid, (work / ROWS).read_bytes())
         except BaseException:
             with trio.CancelScope(shield=True):
-                await agent_files.remove(base)
+                await self._remove(agent)
             raise
         return agent, manifest
+
+    async def _remove(self, agent: str) -> None:
+        await agent_files.remove(self._layout.agent(agent).base)
+        await self._copies.remove(agent)
 
     def _open(self, path: Path, peer_uid: int, verb: str) -> IO[bytes]:
         try:
@@ -296,10 +334,10 @@ def verify(path: Path, file: IO[bytes]) -> Archive:
     return Archive(path, size, manifest)
 
 
-async def restore(layout: Layout, path: Path) -> Manifest:
+async def restore(layout: Layout, path: Path, *, isolated: bool = False) -> Manifest:
     """Make a hive of a backup, where there is none and no daemon runs.
 
-    It is there whole or not at all.
+    It is there whole or not at all.  *isolated*: its agents have machines, and the files users of their own.
 
     Raises:
         AlreadyServed, BadArchive, SchemaError, OSError, CommandError: it cannot be; the text says why.
@@ -317,7 +355,7 @@ async def restore(layout: Layout, path: Path) -> Manifest:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True, mode=0o700)
             try:
-                await _restore_into(Layout(layout.home, layout.run, fresh), file, manifest)
+                await _restore_into(Layout(layout.home, layout.run, fresh), file, manifest, isolated=isolated)
                 (layout.state / "hive-core.lock").unlink(missing_ok=True)
                 fresh.rename(layout.state)
             except BaseException:
@@ -326,7 +364,7 @@ async def restore(layout: Layout, path: Path) -> Manifest:
     return manifest
 
 
-async def _restore_into(layout: Layout, file: IO[bytes], manifest: Manifest) -> None:
+async def _restore_into(layout: Layout, file: IO[bytes], manifest: Manifest, *, isolated: bool) -> None:
     work = layout.state / ".work"
     work.mkdir(mode=0o700)
     file.seek(0)
@@ -338,6 +376,8 @@ async def _restore_into(layout: Layout, file: IO[bytes], manifest: Manifest) -> 
     uids = await trio.to_thread.run_sync(uids_of, work / DATABASE)
     for agent in manifest.agents:
         await _unpack_agent(layout, work, agent, agent, uids.get(agent) if os.geteuid() == 0 else None)
+    copies = RepositoryCopies(layout, Repositories(layout, isolated=isolated))
+    await copies.unpack_all(work, manifest.owners)
     (work / DATABASE).rename(layout.state / DATABASE)
     shutil.rmtree(work)
 
@@ -351,14 +391,16 @@ async def _unpack_agent(layout: Layout, work: Path, was: str, agent: str, uid: i
             directory.mkdir(mode=0o700)
             if uid is not None:
                 os.chown(directory, uid, uid)
-            await agent_upkeep.unpack(directory, part, uid=uid)
+            await agent_upkeep.unpack(directory, part, user=None if uid is None else User(uid, uid))
 
 
 async def _pack(
-    directory: Path, target: Path, *, without: Sequence[str] = (), ours: bool = False, uid: int | None = None
+    directory: Path, target: Path, *, without: Sequence[str] = (), plain: bool = False, uid: int | None = None
 ) -> None:
     with target.open("xb") as file:
-        await agent_upkeep.pack(directory, file, without=without, ours=ours, uid=uid)
+        await agent_upkeep.pack(
+            directory, file, without=without, plain=plain, user=None if uid is None else User(uid, uid)
+        )
 
 
 def _refuse_used(layout: Layout) -> None:

@@ -27,7 +27,7 @@ from hive_core.store.database import Outcome, Store
 from hive_core.store.mailbox import Acked, Delivered, MailboxOp, Post, Posted, Requeued, StoredMessage
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import EVERYONE, OPERATOR, SELF
+from hive_core.wire.ids import EVERYONE, MANAGER, OPERATOR, SELF
 from hive_core.wire.limits import MAX_RECV_SECONDS
 
 T = TypeVar("T")
@@ -76,11 +76,17 @@ class _Inbox:
     mailbox: Mailbox
     waiters: deque[Waiter] = field(default_factory=deque)
     allowed: Allowed = None
-    """To whom this agent may write; None: to anyone."""
+    """To whom this agent may write, as is stored; None: to anyone."""
+    pinned: Allowed = None
+    """The same, of the host's configuration, which wins; None: that says nothing."""
     paused: bool = False
     """By the operator."""
     held: bool = False
     """While its machine comes up."""
+
+    @property
+    def in_force(self) -> Allowed:
+        return self.allowed if self.pinned is None else self.pinned
 
 
 class Broker:
@@ -175,7 +181,23 @@ class Broker:
     def allowed(self, agent: str) -> Allowed:
         """To whom *agent* may write; None: to anyone."""
         inbox = self._inboxes.get(agent)
+        return inbox.in_force if inbox else None
+
+    def chosen(self, agent: str) -> Allowed:
+        """The same, as `allow` said last, whatever is pinned."""
+        inbox = self._inboxes.get(agent)
         return inbox.allowed if inbox else None
+
+    def pin(self, agent: str, recipients: Collection[str] | None) -> None:
+        """Let *agent* write to *recipients* and the manager only, whatever `allow` says; None: as that says.
+
+        This is kept by whoever says so, for as long as *agent* is registered.
+        """
+        inbox = self._inboxes.get(agent)
+        pinned = None if recipients is None else frozenset({*recipients, MANAGER})
+        if inbox is not None and inbox.pinned != pinned:
+            inbox.pinned = pinned
+            self._changed(agent)
 
     async def allow(self, agent: str, recipients: Collection[str] | None) -> None:
         """Let *agent* write to *recipients* and the manager only, or, with none of them, to anyone.
@@ -227,8 +249,8 @@ class Broker:
         delivery.check_body(body)
         recipients = delivery.route(sender, to, self._inboxes)
         inbox = self._inboxes.get(sender)
-        if inbox is not None and inbox.allowed is not None:
-            recipients = permit(sender, to, recipients, inbox.allowed)
+        if inbox is not None and inbox.in_force is not None:
+            recipients = permit(sender, to, recipients, inbox.in_force)
         return self._post(
             Post(
                 first_id=self._take_ids(len(recipients)),

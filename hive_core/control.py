@@ -35,16 +35,24 @@ class Control:
         self._changed = changed
         self._lost = lost
         self._lines: dict[str, _Line] = {}
+        self._arrived = trio.Event()
         self._ids = itertools.count(1)
 
     def is_connected(self, agent: str) -> bool:
         return agent in self._lines
+
+    async def wait_connected(self, agent: str) -> None:
+        """Return when *agent* has a line."""
+        while agent not in self._lines:
+            await self._arrived.wait()
 
     def subscribe(self, agent: str) -> trio.MemoryReceiveChannel[wire.Command]:
         """Open the line of *agent*, ending the one before, and give the end that the harness reads."""
         self._drop(agent)
         send, receive = trio.open_memory_channel[wire.Command](MAX_WAITING_COMMANDS)
         self._lines[agent] = _Line(send)
+        self._arrived.set()
+        self._arrived = trio.Event()
         self._changed(agent)
         return receive
 

@@ -7,20 +7,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
 
-from hive_core.backends import Mode, Surroundings, open_backend
+from hive_core.adoption import Adoption
+from hive_core.applier import Applier
+from hive_core.backends import Mode, Surroundings, check_builder, open_backend, open_builder
 from hive_core.backup import Backups
 from hive_core.broker import Broker
+from hive_core.builders import Builder
 from hive_core.config import NEEDS_RESTART, Config, ConfigError, flatten, merge
+from hive_core.configurations import Configurations
 from hive_core.control import Control
 from hive_core.dead_letters import DeadLetters
-from hive_core.domain.helper_event import condition_in
+from hive_core.declarations import Declarations
+from hive_core.deploy_effects import Hands
+from hive_core.deployer import Deployer
+from hive_core.domain.agent import AgentRow
+from hive_core.domain.helper_event import HelperEvent, condition_in
+from hive_core.domain.manifest import Manifest
 from hive_core.domain.retention import Policy
 from hive_core.feed import Feed
 from hive_core.handlers.deps import Deps
@@ -32,6 +42,8 @@ from hive_core.host.systemd import Notifier, inherited_sockets
 from hive_core.keeper import Hooks
 from hive_core.layout import Layout
 from hive_core.questions import Questions
+from hive_core.release_files import ReleaseFiles
+from hive_core.repositories import Repositories
 from hive_core.scheduler import Scheduler
 from hive_core.search import Search, open_search
 from hive_core.serve import host_socket
@@ -61,11 +73,14 @@ log = logging.getLogger(__name__)
 
 
 class LiveConfig:
-    """The configuration in force.  *load* reads it again."""
+    """The configuration in force.  *load* reads it again, from the file *source* if there is one."""
 
-    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, load: Callable[[], Config], source: Path | None = None) -> None:
         self._config = config
         self._load = load
+        self.source: Final = source
+        self.when_reloaded: Callable[[], None] = lambda: None
+        """Called when another one has come into force."""
 
     def __call__(self) -> Config:
         return self._config
@@ -84,6 +99,7 @@ class LiveConfig:
         self._config = merge(fresh, self._config, NEEDS_RESTART)
         logging.getLogger().setLevel(self._config.log_level.upper())
         log.info("Config reloaded changed=%s", ",".join(sorted(changed - NEEDS_RESTART)) or "nothing")
+        self.when_reloaded()
 
 
 async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> None:
@@ -93,8 +109,9 @@ async def serve(layout: Layout, config: LiveConfig, mode: Mode = Mode.LOCAL) -> 
     Ctrl-C, ends them too.  SIGHUP reads the configuration again.
 
     Raises:
-        AlreadyServed, SchemaError, OSError: it cannot be served; the text says why.
+        AlreadyServed, ConfigError, SchemaError, OSError: it cannot be served; the text says why.
     """
+    check_builder(mode, config())
     sys.setswitchinterval(GIL_SWITCH_S)
     _allow_many_files()
     inherited = inherited_sockets()
@@ -133,6 +150,8 @@ async def _running_hive(
     stop: trio.Event,
     workers: trio.Nursery,
 ) -> AsyncIterator[Supervisor]:
+    deployer: Deployer
+
     def manager_uid() -> int | None:
         return supervisor.agent(MANAGER).row.uid_base if MANAGER in supervisor.names else None
 
@@ -152,6 +171,7 @@ async def _running_hive(
     )
     doors = AgentDoors(layout, backend.identity, backend.make_dirs)
     homes = Homes(store, layout, backend.shown_state)
+    repositories = Repositories(layout, isolated=mode is not Mode.LOCAL)
     dead_letters = DeadLetters(
         store, broker, max_deliveries=lambda: config().broker.max_deliveries, changed=feed.changed
     )
@@ -167,20 +187,12 @@ async def _running_hive(
         scheduler.look_again()
 
     async def vanish(name: str) -> None:
+        await applier.agent_destroyed(name)
+        await deployer.agent_destroyed(name)
         await doors.close(name)
         broker.unregister(name)
         feed.forget(name)
         herald.forget(name)
-
-    async def purge(name: str) -> bool:
-        try:
-            await backend.remove_files(name)
-            await questions.end_those_of(name)
-            await scheduler.forget(name)
-        except (CommandError, OSError, trio.TooSlowError, Refused) as error:
-            log.error("State of %s cannot be deleted, the next start tries again: %s", name, error)
-            return False
-        return True
 
     def pause(name: str, paused: bool) -> None:
         broker.set_paused(name, paused)
@@ -198,16 +210,40 @@ async def _running_hive(
         enlist=enlist,
         open_door=doors.open,
         vanish=vanish,
-        purge=purge,
+        purge=partial(
+            _purge,
+            (
+                backend.remove_files,
+                repositories.remove,
+                lambda name: deployer.agent_purged(name),  # noqa: PLW0108  it is made later
+                questions.end_those_of,
+                scheduler.forget,
+            ),
+        ),
+        lay_out=ReleaseFiles(layout, repositories).lay_out_again,
         quiesce=control.quiesce,
         pause=pause,
         hold=broker.hold_up,
+        pin=broker.pin,
         changed=feed.changed,
         kick=lambda name: say(name, KICK),
+        say=say,
+        connected=control.wait_connected,
         tell=herald.tell,
         notice=herald.notice,
     )
     supervisor = Supervisor(store, backend.machines, hooks, config, backend.allocate)
+    configurations, declarations, applier, deployer = _open_approvals(
+        store,
+        layout,
+        config,
+        repositories,
+        builder=open_builder(layout, config, backend.cages, repositories),
+        supervisor=supervisor,
+        broker=broker,
+        tell=herald.tell,
+        owner=manager_uid,
+    )
     deps = Deps(
         broker=broker,
         supervisor=supervisor,
@@ -215,10 +251,17 @@ async def _running_hive(
         control=control,
         dead_letters=dead_letters,
         questions=questions,
+        applier=applier,
+        configurations=configurations,
+        declarations=declarations,
+        deployer=deployer,
+        repositories=repositories,
         scheduler=scheduler,
         search=search,
         vacuum=vacuum,
-        backups=Backups(layout, agents=homes.names, uid_of=homes.uid_of),
+        backups=Backups(
+            layout, repositories, agents=homes.names, uid_of=homes.uid_of, writer_uid=manager_uid
+        ),
         store=store,
         machines=backend.machines,
         logs=backend.logs,
@@ -230,18 +273,97 @@ async def _running_hive(
         count_connections=lambda: host_door.connections + doors.connections,
     )
     host_door = _make_host_door(deps, inherited, stop)
+    await Adoption(
+        store,
+        layout,
+        repositories,
+        allocate=backend.allocate,
+        manifest_at=configurations.manifest_at,
+    ).run()
     await broker.recover()
     await dead_letters.recover()
+    await applier.recover()
+    await deps.backups.recover()
     await workers.start(broker.run)
     if backend.run is not None:
         await workers.start(backend.run)
     async with trio.open_nursery() as serving:
         # The sockets of agents first: a machine that is adopted connects at once.
         await serving.start(doors.run, deps, stop, config().drain_s)
-        for part in (supervisor, questions, scheduler, search, vacuum):
+        for part in (supervisor, declarations, questions, applier, scheduler, search, vacuum, deployer):
             await workers.start(part.run)
         await serving.start(host_door.run, stop, config().drain_s)
         yield supervisor
+
+
+def _open_approvals(
+    store: Store[MailboxOp],
+    layout: Layout,
+    config: LiveConfig,
+    repositories: Repositories,
+    *,
+    builder: Builder,
+    supervisor: Supervisor,
+    broker: Broker,
+    tell: Callable[[HelperEvent], None],
+    owner: Callable[[], int | None],
+) -> tuple[Configurations, Declarations, Applier, Deployer]:
+    """Make what says how agents are to be, takes requests for changes, and carries out what was approved."""
+
+    def row_of(name: str) -> AgentRow | None:
+        return supervisor.agent(name).row if name in supervisor.names else None
+
+    async def note_deployed(name: str, sha: str, tag: str, manifest: Manifest) -> None:
+        await supervisor.note_deployed(name, sha, tag, manifest)
+        deployer.settle(name)
+
+    configurations = Configurations(
+        repositories, row_of=row_of, owner=owner, note_deployed=note_deployed, config=config
+    )
+    hands = Hands(
+        rows=supervisor.rows,
+        spawn=supervisor.spawn,
+        activate=supervisor.activate,
+        destroy=partial(supervisor.destroy, purge=False),
+        allowed=broker.chosen,
+        allow=broker.allow,
+        writer_uid=owner,
+    )
+    deployer = Deployer(
+        store,
+        repositories,
+        builder,
+        hands=hands,
+        manifest_at=configurations.manifest_at,
+        leave=broker.leave_with,
+        tell=tell,
+        config=config,
+        layout=layout,
+    )
+    applier = Applier(
+        store,
+        repositories,
+        configurations,
+        leave=broker.leave_with,
+        row_of=row_of,
+        why_no_name=supervisor.why_no_name,
+        wake=deployer.wake,
+        config=config,
+    )
+    declarations = Declarations(supervisor, config, config.source, tell)
+    config.when_reloaded = declarations.wake
+    return configurations, declarations, applier, deployer
+
+
+async def _purge(steps: Sequence[Callable[[str], Awaitable[object]]], name: str) -> bool:
+    """Delete what is kept of *name*; say whether that went well."""
+    try:
+        for step in steps:
+            await step(name)
+    except (CommandError, OSError, trio.TooSlowError, Refused) as error:
+        log.error("State of %s cannot be deleted, the next start tries again: %s", name, error)
+        return False
+    return True
 
 
 def _policy(config: Config) -> Policy:

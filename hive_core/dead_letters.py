@@ -86,6 +86,10 @@ class DeadLetters:
         """Those to destroyed agents too."""
         return self._counts.total()
 
+    def note_imported(self, agent: str, count: int) -> None:
+        """Count those that came with *agent* from another hive."""
+        self._counts[agent] += count
+
     def count(self, agent: str) -> int:
         return self._counts[agent]
 

@@ -18,6 +18,7 @@ from hive_core.domain.helper_event import (
     HelperEvent,
     PeerRefused,
     changes,
+    is_for_the_operator,
     is_news_to_the_operator,
     render_body,
 )
@@ -43,7 +44,8 @@ class Herald:
     def tell(self, event: HelperEvent) -> None:
         """Send *event*, unless as many of its kind were sent already as anybody wants to read."""
         # The manager cannot do anything about itself.
-        to = MANAGER if event.agent != MANAGER and self._has_manager() else OPERATOR
+        has_manager = event.agent != MANAGER and self._has_manager()
+        to = MANAGER if has_manager and not is_for_the_operator(event) else OPERATOR
         if to == MANAGER or is_news_to_the_operator(event):
             self._send_if_allowed(to, event)
         if isinstance(event, Destroyed):

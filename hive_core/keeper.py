@@ -4,7 +4,7 @@ It asks domain.machine what to do, does that, and looks again.  Nothing here cha
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,8 +12,9 @@ from typing import Final
 import trio
 
 from hive_core.config import Config
-from hive_core.domain.agent import AgentRow
+from hive_core.domain.agent import AgentRow, Declared
 from hive_core.domain.cage import CannotStart
+from hive_core.domain.declared import effective
 from hive_core.domain.helper_event import (
     Condition,
     ContainerCrash,
@@ -45,7 +46,33 @@ LOOK_AGAIN_S: Final = 1.0
 
 KILL_AGAIN_S: Final = 5.0
 
+SETTLE_S: Final = 10.0
+"""How long a machine that was started for a deploy is watched, if its harness does not connect sooner."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Activation:
+    """A new declaration of an agent, for which somebody waits."""
+
+    before: Declared
+    """What its machine ran with."""
+    is_new: bool
+    """That was something else."""
+    say: Callable[[str], None]
+    of_host: bool = False
+    """It is the host's configuration that says something else."""
+    restarts: bool = False
+    settling: bool = False
+    """Its machine was started for it, and is being watched."""
+    story: str | None = None
+    """Why it did not come to be."""
+    over: trio.Event = field(default_factory=trio.Event)
+
+    def end(self, story: str | None = None) -> None:
+        self.story = story
+        self.over.set()
 
 
 @dataclass
@@ -59,6 +86,11 @@ class Agent:
     fresh: Fresh | None = None
     """It is to be stopped once and started again."""
     graceful: bool = False
+    activation: Activation | None = None
+    activating: trio.Lock = field(default_factory=trio.Lock)
+    """One activation after the other."""
+    runs_still: Declared | None = None
+    """What its machine was left with, when it could not be brought to what its row says."""
     kick: bool = False
     """Whether it is told that it was started."""
     report: type[Spawned | Rebuilt] | None = None
@@ -102,14 +134,22 @@ class Hooks:
     """Take them away."""
     purge: Callable[[str], Awaitable[bool]]
     """Delete its state; say whether that went well."""
+    lay_out: Callable[[AgentRow], Awaitable[None]]
+    """Let what was deployed of it be there, for a start; raises CannotStart."""
     quiesce: Callable[[str], Awaitable[None]]
     """Let its running turn end and begin no other; returns when that is so, or it cannot be asked."""
     pause: Callable[[str, bool], None]
     hold: Callable[[str, bool], None]
     """Hand it no message while its machine comes up: the cage is whole only when it is up."""
+    pin: Callable[[str, Collection[str] | None], None]
+    """Let it write to these only, as the host's configuration says; None: that says nothing."""
     changed: Callable[[str], None]
     kick: Callable[[str], None]
     """Tell it that it was started again."""
+    say: Callable[[str, str], None]
+    """Leave it a message from `system`."""
+    connected: Callable[[str], Awaitable[None]]
+    """Returns when its harness is connected."""
     tell: Callable[[HelperEvent], None]
     notice: Callable[[str, Condition], None]
     """What is seen of it now."""
@@ -153,6 +193,7 @@ class Keeper:
                     with trio.move_on_after(LOOK_AGAIN_S):
                         await agent.woken.wait()
                     continue
+                await self._see_to_activation(nursery)
                 step = plan(
                     agent.row.wanted,
                     alive=agent.machine is not None,
@@ -175,11 +216,98 @@ class Keeper:
                             nursery.cancel_scope.cancel()
                             return
                 if step.action is Action.WAIT:
-                    self._compare()
+                    if agent.activation is None:  # which sees to the difference
+                        self._compare()
                     self._hooks.changed(self._name)
                     with trio.move_on_after(min(step.after_s or RECONCILE_S, RECONCILE_S)):
                         await agent.woken.wait()
                     await self._tidy()
+
+    # ── activating ──────────────────────────────────────────────────────────────────────────────
+
+    async def _see_to_activation(self, nursery: trio.Nursery) -> None:
+        """Bring a running machine to what was declared while it runs, or have it started anew for it."""
+        agent, activation = self._agent, self._agent.activation
+        if activation is None or activation.over.is_set():
+            return
+        if agent.row.wanted in GOING:
+            activation.end(f"{self._name} was destroyed meanwhile")
+        elif agent.row.wanted is not Wanted.RUNNING:
+            activation.end()
+        elif agent.machine is not None and agent.fresh is None and not activation.settling:
+            row, is_done = agent.row, None
+            try:
+                with trio.CancelScope() as agent.starting:  # a wish to stop it cuts this short
+                    is_done = await self._machines.switch(row)
+            except CannotStart as error:
+                # Before what runs is stopped for it.
+                agent.runs_still = activation.before
+                activation.end(str(error))
+                return
+            except TROUBLE as error:
+                agent.runs_still = activation.before
+                activation.end(f"cannot change the machine of {self._name}: {describe(error)}")
+                return
+            finally:
+                agent.starting = None
+            if is_done is None:
+                return
+            if not is_done:
+                activation.say("The machine has to be started anew: its running turn may end first")
+                activation.restarts, agent.fresh = True, Fresh.REBUILD
+            elif effective(agent.row) == effective(row) and agent.machine is not None:
+                self._announce(activation)
+                if activation.is_new:
+                    activation.end()
+                else:
+                    # It was started so before anybody waited: whether it lives, nobody has seen.
+                    activation.settling = True
+                    nursery.start_soon(self._settle, activation, agent.ended)
+
+    def _waiting_for(self, row: AgentRow) -> Activation | None:
+        """Give the activation that waits for a machine started as *row*, if one does."""
+        activation = self._agent.activation
+        if activation is None or activation.over.is_set() or activation.settling:
+            return None
+        return activation if effective(row) == effective(self._agent.row) else None
+
+    def _announce(self, activation: Activation) -> None:
+        """Tell the agent what it runs with, if that is news."""
+        # What the host's configuration changes while it runs, it need not be woken for.
+        if not activation.restarts and (activation.of_host or not activation.is_new):
+            return
+        tag = self._agent.row.deployed_tag
+        what = "Your former configuration" if tag is None else f"Your configuration {tag}"
+        if activation.of_host:
+            what = "What the host's configuration says of you"
+        how = (
+            "you were started again for it. Look at your notes, your session is intact."
+            if activation.restarts
+            else "nothing had to be started again for it."
+        )
+        self._hooks.say(self._name, f"{what} runs now: {how}")
+
+    async def _settle(self, activation: Activation, ended: trio.Event) -> None:
+        """Wait for a sign of life from what was started for *activation*, or for its end."""
+        agent = self._agent
+
+        async def first(wait: Callable[[], Awaitable[None]]) -> None:
+            await wait()
+            either.cancel_scope.cancel()
+
+        with trio.move_on_after(SETTLE_S) as patience:
+            async with trio.open_nursery() as either:
+                either.start_soon(first, ended.wait)
+                either.start_soon(first, lambda: self._hooks.connected(self._name))
+        if patience.cancelled_caught:
+            activation.say("The machine is up; its harness has not connected yet")
+        if not ended.is_set():
+            activation.end()
+        elif agent.exits.times:
+            activation.end(f"it ended again at once: {agent.exits.last}")
+        else:  # somebody wanted it to end, and what he wanted decides
+            activation.settling = False
+            agent.woken.set()
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────
 
@@ -231,7 +359,8 @@ class Keeper:
         agent = self._agent
         applied = self._machines.applied(self._name) if agent.machine is not None else None
         declared = self._machines.declared(agent.row) if applied is not None else None
-        agent.needs_update = declared is not None and applied != declared
+        is_refused = agent.row.refused_declaration is not None
+        agent.needs_update = declared is not None and (is_refused or applied != declared)
         if declared is not None:
             self._hooks.notice(self._name, Condition(needs_update=agent.needs_update))
 
@@ -270,13 +399,14 @@ class Keeper:
                     if not agent.has_door:
                         await self._open_door()
                     row = agent.row
+                    await self._hooks.lay_out(row)
                     self._hooks.hold(name, True)
                     machine = await self._machines.start(row)
         except (CannotStart, *TROUBLE) as error:
             story = str(error) if isinstance(error, CannotStart) else f"cannot be started: {describe(error)}"
             why = describe(error).removeprefix(f"cannot start {name}: ")
             log.error("Machine cannot be started agent=%s: %s", name, why)
-            self._has_not_started(story)
+            self._has_not_started(story, row)
             return
         finally:
             self._hooks.hold(name, False)
@@ -286,13 +416,20 @@ class Keeper:
             return
         log.info("Machine started agent=%s pid=%d", name, machine.pid)
         self._attach(machine, nursery)
+        activation = self._waiting_for(row)
+        if activation is not None:
+            # What another one left stopped, it starts again.
+            activation.restarts, agent.kick = activation.restarts or activation.is_new or agent.kick, False
+            self._announce(activation)
+            activation.settling = True
+            nursery.start_soon(self._settle, activation, agent.ended)
         if agent.kick:
             agent.kick = False
             self._hooks.kick(name)
         if agent.report is not None:
             report, agent.report = agent.report, None
             self._hooks.tell(report(agent=name, ok=True))
-        if agent.row.shape != row.shape:  # somebody changed them meanwhile
+        if effective(agent.row).shape != effective(row).shape:  # somebody changed them meanwhile
             await self._update_limits()
 
     async def _update_limits(self) -> None:
@@ -301,9 +438,12 @@ class Keeper:
         except (CannotStart, *TROUBLE) as error:
             log.error("Machine cannot be limited agent=%s: %s", self._name, describe(error))
 
-    def _has_not_started(self, story: str) -> None:
+    def _has_not_started(self, story: str, row: AgentRow) -> None:
         agent = self._agent
         stays_down = self._note_exit(story)
+        activation = self._waiting_for(row)
+        if activation is not None:
+            activation.end(story)
         if agent.report is not None:
             report, agent.report = agent.report, None
             self._hooks.tell(report(agent=self._name, ok=False, note=story))
@@ -328,7 +468,9 @@ class Keeper:
         agent.stopping = True
         self._hooks.changed(name)
         try:
-            if agent.graceful and agent.row.wanted is Wanted.STOPPED:
+            is_announced = agent.activation is not None and agent.activation.restarts
+            is_polite = is_announced if agent.row.wanted is Wanted.RUNNING else agent.graceful
+            if is_polite and agent.row.wanted not in GOING:
                 with trio.move_on_after(self._config().machines.quiesce_s) as agent.quiescing:
                     await self._hooks.quiesce(name)
             agent.graceful = False

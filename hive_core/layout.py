@@ -82,6 +82,38 @@ class Layout:
     def meta(self) -> Path:
         return self.state / "meta"
 
+    @property
+    def releases(self) -> Path:
+        """NAME/SHA: what was deployed, laid out as files, for machines to look at."""
+        return self.state / "releases"
+
+    @property
+    def deploy_logs(self) -> Path:
+        """What builds said: ID.log."""
+        return self.state / "deploys"
+
+    @property
+    def staging(self) -> Path:
+        """Where proposals are taken apart and builds prepared; nothing in it outlives a start."""
+        return self.state / "staging"
+
+    @property
+    def builds(self) -> Path:
+        """What nix works in, by deploy: ID.  It stays until that deploy has ended."""
+        return self.state / "builds"
+
+    @property
+    def adopted(self) -> Path:
+        """What an installation of the original had, as it was; whatever of it is used was copied."""
+        return self.state / "adopted"
+
+    def applied_of(self, name: str) -> Path:
+        """The bare repository with all that was proposed, deployed or denied of *name*."""
+        return self.applied / name
+
+    def release_of(self, name: str, sha: str) -> Path:
+        return self.releases / name / sha
+
     def agent(self, name: str) -> AgentDirs:
         """*name* has been validated: it is one safe path component."""
         run = self.run / "manager" if name == MANAGER else self.run / "agents" / name

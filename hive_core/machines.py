@@ -13,6 +13,10 @@ TROUBLE: Final = (OSError, CommandError, trio.TooSlowError)
 """What asking the host for something can end in."""
 
 
+class ActivationFailed(Exception):
+    """A machine did not come up as it was declared.  The text is its story."""
+
+
 class Machine(Protocol):
     """Something that runs an agent's harness."""
 
@@ -52,6 +56,15 @@ class Machines(Protocol):
         Raises:
             CannotStart: the host cannot provide what is declared.
             TROUBLE: it did not come up.
+        """
+        ...
+
+    async def switch(self, row: AgentRow) -> bool:
+        """Bring its running machine to *row* without an end, limits included; False: it needs a start.
+
+        Raises:
+            CannotStart: the host cannot provide what is declared.
+            TROUBLE: nobody can say what it has now.
         """
         ...
 

@@ -6,21 +6,23 @@ stops a machine because the daemon ends.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 import trio
 
-from hive_core.config import Config
-from hive_core.domain.agent import AgentRow
+from hive_core.config import Config, DeclaredAgent
+from hive_core.domain.agent import AgentRow, Declared
 from hive_core.domain.cage import CannotStart, Shape
+from hive_core.domain.declared import effective
 from hive_core.domain.helper_event import AS_SPAWNED, Rebuilt, Spawned
 from hive_core.domain.machine import GOING, NO_EXITS, Fresh, Wanted, has_failed
 from hive_core.domain.machine_names import MAX_MACHINE_NAME
+from hive_core.domain.manifest import Manifest, shape_over
 from hive_core.domain.uid_range import NoRangeLeft
-from hive_core.keeper import Agent, Hooks, Keeper
-from hive_core.machines import TROUBLE, Machine, Machines, describe
+from hive_core.keeper import Activation, Agent, Hooks, Keeper
+from hive_core.machines import TROUBLE, ActivationFailed, Machine, Machines, describe
 from hive_core.store import agents
 from hive_core.store.database import Store
 from hive_core.store.mailbox import MailboxOp
@@ -29,6 +31,9 @@ from hive_core.wire.ids import MANAGER, why_no_agent_name
 
 LOOKS_AT_ONCE: Final = 8
 """Looks for machines, when the daemon starts; each may be a process."""
+
+ACTIVATION_SLACK_S: Final = 420.0
+"""Above all deadlines of one start: it may be changed from inside first, and other machines be starting."""
 
 AS_DECLARED: Final = Shape()
 
@@ -73,6 +78,10 @@ class Supervisor:
         """The agents there are, those that are being destroyed included until they are gone."""
         return sorted(self._agents)
 
+    def rows(self) -> dict[str, AgentRow]:
+        """Give the rows of those that are not being destroyed, by name."""
+        return {name: one.row for name, one in self._agents.items() if one.row.wanted not in GOING}
+
     def agent(self, name: str) -> Agent:
         """Give the agent *name*, to look at.
 
@@ -106,16 +115,25 @@ class Supervisor:
 
     # ── wishes ──────────────────────────────────────────────────────────────────────────────────
 
-    async def spawn(self, name: str, shape: Shape = AS_DECLARED) -> None:
-        """Create *name*, or take up the kept state of a destroyed one, and want it to run.
+    async def spawn(
+        self,
+        name: str,
+        shape: Shape = AS_DECLARED,
+        declared: Declared | None = None,
+        declaration: DeclaredAgent | None = None,
+        wanted: Wanted = Wanted.RUNNING,
+    ) -> None:
+        """Create *name*, or take up the kept state of a destroyed one, and want it to run, or as *wanted*.
+
+        It is as *declared*.  Without that it has *shape*; where this says nothing, what was deployed of it
+        before it was destroyed still holds.  Who declares tells the manager, too.  *declaration* is what the
+        host's configuration says of it.
 
         Raises:
             Refused: INVALID_ARGUMENT for the name, CONFLICT if it exists or is being destroyed,
                 UNAVAILABLE if its directories or its uids cannot be had.
         """
-        why = None if name == MANAGER else why_no_agent_name(name)
-        if why is None and self.isolation != "none":
-            why = self._why_no_machine_name(name)
+        why = self.why_no_name(name)
         if why is not None:
             raise Refused(ErrorCode.INVALID_ARGUMENT, f"cannot spawn: {why}")
         async with self._wishing:
@@ -124,18 +142,34 @@ class Supervisor:
                 raise Refused(ErrorCode.CONFLICT, f"cannot spawn {name}: it {state}", "exists")
             now = self._wall_clock()
             uid_base = await self.uids_for(name)
-            await self._store.write(agents.create, name, now, uid_base, shape)
+            report = Spawned if declared is None else None
+            if declared is None:
+                declared = await self.as_kept(name, shape)
+            await self._store.write(
+                agents.create_declared, name, now, uid_base, declared, declaration, wanted
+            )
             await self._hooks.enlist(name, False)
             self._hooks.notice(name, AS_SPAWNED)
-            row = AgentRow(name, Wanted.RUNNING, False, now, uid_base=uid_base, shape=shape)
+            row = AgentRow(name, wanted, False, now, uid_base=uid_base, declaration=declaration)
+            row = row.declared_as(declared)
+            self._pin(row)
             try:
-                await self._take_up(Agent(row, report=Spawned))
+                await self._take_up(Agent(row, report=report))
             except OSError as error:
                 del self._agents[name]
                 await self._hooks.vanish(name)
                 await self._store.write(agents.want, name, Wanted.GONE, now)
                 raise Refused(ErrorCode.UNAVAILABLE, f"cannot spawn {name}: {error}") from None
             log.info("Agent spawned agent=%s", name)
+
+    async def as_kept(self, name: str, shape: Shape) -> Declared:
+        """Give what a spawn of *name* with *shape* declares: with what was deployed of a destroyed one."""
+        rows = await self._store.read(agents.all_agents)
+        kept = next((row.declared for row in rows if row.name == name), Declared(AS_DECLARED))
+        if shape.image is None and kept.sha is not None:
+            # Of what was built of it the manifest says nothing.
+            shape = replace(shape, image=kept.shape.image)
+        return replace(kept, shape=shape_over(shape, kept.manifest))
 
     async def start(self, name: str) -> None:
         """Want *name* to run; one that has failed is tried again."""
@@ -171,7 +205,15 @@ class Supervisor:
         await self._want(agent, Wanted.RUNNING)
 
     async def destroy(self, name: str, *, purge: bool) -> None:
-        """Want *name* gone, and with *purge* its state too, also of one that was destroyed before."""
+        """Want *name* gone, and with *purge* its state too, also of one that was destroyed before.
+
+        Raises:
+            Refused: NOT_FOUND; CONFLICT, when it is going already, or is the manager.
+        """
+        if name == MANAGER:
+            verb = "purge" if purge else "destroy"
+            text = f"cannot {verb} {name}: a hive keeps its manager; stop it, if it is not to run"
+            raise Refused(ErrorCode.CONFLICT, text, "manager")
         if purge and name not in self._agents:
             await self._purge_kept(name)
             return
@@ -232,6 +274,116 @@ class Supervisor:
         agent.woken.set()
         self._hooks.changed(name)
 
+    async def refuse_declaration(self, name: str, fingerprint: str | None) -> None:
+        """Keep that what the host's configuration says of *name* cannot be had; None: it may be tried again.
+
+        Raises:
+            Refused: NOT_FOUND, CONFLICT.
+        """
+        async with self._wishing:
+            agent = self._movable(name)
+            await self._store.write(agents.refuse_declaration, name, fingerprint)
+            agent.row = replace(agent.row, refused_declaration=fingerprint)
+        agent.woken.set()
+
+    async def note_deployed(self, name: str, sha: str | None, tag: str | None, manifest: Manifest) -> None:
+        """Keep that this is what *name* runs with; nothing is done about it.
+
+        Raises:
+            Refused: NOT_FOUND, CONFLICT.
+        """
+        async with self._wishing:
+            agent = self._movable(name)
+            await self._store.write(agents.note_deployed, name, sha, tag, manifest)
+            agent.row = replace(agent.row, deployed_sha=sha, deployed_tag=tag, manifest=manifest)
+        self._hooks.changed(name)
+
+    async def activate(self, name: str, declared: Declared, *, say: Callable[[str], None]) -> None:
+        """Let *name* be as *declared* from now on, and its machine, if it is wanted to run.
+
+        What can be had in a running machine is done in it; for the rest its turn may end, it is started
+        anew, and the agent is told.  Returns when it is up so, or is not wanted to run.  The same again
+        finds all of it done.  *say* takes lines for a person.
+
+        Raises:
+            ActivationFailed: its machine did not come up so, or it was destroyed; the text is the story.
+                Except for a destroyed one, the row stays as declared: whoever asked goes back by asking
+                for what was before.
+        """
+
+        async def keep(row: AgentRow) -> AgentRow:
+            await self._store.write(agents.declare, name, declared)
+            return row.declared_as(declared)
+
+        await self._activate(name, keep, say)
+
+    async def declare(
+        self, name: str, declaration: DeclaredAgent | None, *, say: Callable[[str], None]
+    ) -> None:
+        """The same, for what the host's configuration says of *name*; None: it says nothing any more.
+
+        That is kept when it is so: a daemon that is killed meanwhile leaves it to be done again.
+
+        Raises:
+            ActivationFailed: as activate.
+            Refused: UNAVAILABLE: it is so, and cannot be kept.
+        """
+
+        async def change(row: AgentRow) -> AgentRow:
+            return replace(row, declaration=declaration)
+
+        await self._activate(name, change, say, of_host=True)
+        async with self._wishing:
+            agent = self._movable(name)
+            await self._store.write(agents.set_declaration, name, declaration)
+            agent.row = replace(agent.row, refused_declaration=None)
+        self._hooks.changed(name)
+
+    def _pin(self, row: AgentRow) -> None:
+        self._hooks.pin(row.name, row.declaration.recipients if row.declaration is not None else None)
+
+    async def _activate(
+        self,
+        name: str,
+        change: Callable[[AgentRow], Awaitable[AgentRow]],
+        say: Callable[[str], None],
+        *,
+        of_host: bool = False,
+    ) -> None:
+        try:
+            agent = self._movable(name)
+            async with agent.activating:
+                async with self._wishing:
+                    if self._movable(name) is not agent:
+                        raise ActivationFailed(f"{name} was destroyed meanwhile")
+                    before, agent.runs_still = agent.runs_still or effective(agent.row), None
+                    agent.row = await change(agent.row)
+                    self._pin(agent.row)
+                    agent.exits = NO_EXITS
+                    is_new = before != effective(agent.row)
+                    agent.activation = activation = Activation(before, is_new, say, of_host)
+                await self._bring_about(agent, activation)
+        except Refused as error:
+            raise ActivationFailed(error.text) from None
+
+    async def _bring_about(self, agent: Agent, activation: Activation) -> None:
+        name = agent.row.name
+        agent.woken.set()
+        self._hooks.changed(name)
+        config = self._config().machines
+        longest_s = (
+            config.quiesce_s + 2 * config.stop_grace_s + 3 * config.start_timeout_s + ACTIVATION_SLACK_S
+        )
+        try:
+            with trio.fail_after(longest_s):
+                await activation.over.wait()
+        except trio.TooSlowError:
+            raise ActivationFailed(f"its machine was not up within {longest_s:g} s") from None
+        finally:
+            agent.activation = None
+        if activation.story is not None:
+            raise ActivationFailed(activation.story)
+
     async def _want(self, agent: Agent, wanted: Wanted) -> None:
         async with self._wishing:
             self._movable(agent.row.name)  # another wish may have been to destroy it
@@ -239,8 +391,15 @@ class Supervisor:
             agent.row = replace(agent.row, wanted=wanted)
         if wanted is not Wanted.RUNNING and agent.starting is not None:
             agent.starting.cancel()
+        if wanted in GOING and agent.quiescing is not None:
+            agent.quiescing.cancel()
         agent.woken.set()
         self._hooks.changed(agent.row.name)
+
+    def why_no_name(self, name: str) -> str | None:
+        """Say why no agent can be called *name*, or None if one can."""
+        why = None if name == MANAGER else why_no_agent_name(name)
+        return self._why_no_machine_name(name) if why is None and self.isolation != "none" else why
 
     def _why_no_machine_name(self, name: str) -> str | None:
         longest = MAX_MACHINE_NAME - len(self._config().machines.prefix)
@@ -268,6 +427,7 @@ class Supervisor:
         """Take up every agent that has a row, and keep the machines as they are wanted."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await self._make_manager()
             rows = [await self._with_uids(row) for row in await self._store.read(agents.all_agents)]
             found = await self._find_all([row.name for row in rows])
             # Of one that was destroyed half there may be a machine.
@@ -282,6 +442,8 @@ class Supervisor:
             async with trio.open_nursery() as enlisting:
                 for agent in left:
                     enlisting.start_soon(self._hooks.enlist, agent.row.name, agent.row.paused)
+            for agent in left:
+                self._pin(agent.row)
             for agent in left:
                 try:
                     await self._take_up(agent)
@@ -300,6 +462,21 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             for agent in self._agents.values():
                 nursery.start_soon(self._end, agent)
+
+    async def _make_manager(self) -> None:
+        """Write the row of the manager, if the hive is to have one and there is none."""
+        if not self._config().approvals.manager:
+            return
+        rows = await self._store.read(agents.all_agents)
+        if any(row.name == MANAGER and row.wanted not in GOING for row in rows):
+            return
+        try:
+            uid_base = await self.uids_for(MANAGER)
+        except Refused as error:
+            log.error("Manager is not created: %s", error.text)
+            return
+        await self._store.write(agents.create, MANAGER, self._wall_clock(), uid_base, AS_DECLARED)
+        log.info("Agent spawned agent=%s", MANAGER)
 
     async def _with_uids(self, row: AgentRow) -> AgentRow:
         """Give *row* the uids that it lacks, if it was written where machines have none."""

@@ -27,6 +27,12 @@ files() {
     echo "sysctl.d/60-hyperhive.conf /usr/local/lib/sysctl.d/60-hyperhive.conf"
     echo "network/10-hyperhive.network /usr/local/lib/systemd/network/10-hyperhive.network"
     echo "polkit/49-hyperhive.rules /etc/polkit-1/rules.d/49-hyperhive.rules"
+    for page in hive.1 hive-agent.1 hive.toml.5 hive-core.8; do
+        echo "../docs/man/$page /usr/local/share/man/man${page##*.}/$page"
+    done
+    echo "../docs/completions/hive.bash /usr/local/share/bash-completion/completions/hive"
+    echo "../docs/completions/_hive /usr/local/share/zsh/site-functions/_hive"
+    echo "../docs/completions/hive.fish /usr/local/share/fish/vendor_completions.d/hive.fish"
 }
 
 on_this_host() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
@@ -157,7 +163,7 @@ uninstall() {
     rm -rf "$home" "$home.old"
     if on_this_host; then systemctl daemon-reload; fi
     echo "Removed hyperhive from $home.  Not touched: /var/lib/hyperhive, changed files in /etc/hyperhive,
-the group hive-admin, and machines: those that run go on (machinectl list)."
+the group hive-admin, the users hive-git and hive-nix, and machines: those that run go on (machinectl list)."
 }
 
 verb=${1:-}

@@ -1,3 +1,4 @@
+import os
 import signal
 
 from hypothesis import settings
@@ -9,3 +10,6 @@ settings.load_profile("hive")
 # A shell lets what it runs in the background ignore SIGINT, and with it all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Else every daemon that is started would compile all of its modules again: that is half of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -71,7 +71,12 @@ class Context:
     tokens: int
 
 
-Deed = Say | Ask | Answer | Remind | Sleep | Fail
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Say what its configuration says about its task."""
+
+
+Deed = Say | Ask | Answer | Remind | Sleep | Fail | Task
 """What a turn does; the others are what becomes of it."""
 
 Directive = Deed | Limit | TooLong | Logout | Context
@@ -85,7 +90,11 @@ _LIMIT: Final = re.compile(r"limit\s+(\d{1,9}(?:\.\d{1,9})?)\s*s?", re.IGNORECAS
 _CONTEXT: Final = re.compile(r"context\s+(\d{1,9})", re.IGNORECASE)
 _FAIL: Final = re.compile(r"fail(?:\s*:\s*(.*))?", re.IGNORECASE)
 
-_WORDS: Final[Mapping[str, Directive]] = {"toolong": TooLong(), "logout": Logout()}
+_WORDS: Final[Mapping[str, Directive]] = {
+    "toolong": TooLong(),
+    "logout": Logout(),
+    "task": Task(),
+}
 
 
 def parse_directives(body: str) -> list[Directive]:

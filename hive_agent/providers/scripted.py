@@ -42,10 +42,12 @@ from hive_agent.providers.directives import (
     Remind,
     Say,
     Sleep,
+    Task,
     TooLong,
     parse_directives,
 )
 from hive_agent.providers.script import BadScript, ScriptedTurn, read_script
+from hive_agent.system_prompt import read_task
 from hive_agent.tools import Tools
 from hive_core.wire.agent import Message
 from hive_core.wire.errors import Refused
@@ -78,11 +80,15 @@ class Scripted:
         turns: Iterable[ScriptedTurn] = (),
         logged_out: Path | None = None,
         login: Sequence[str] = DEFAULT_LOGIN_COMMAND,
+        prompt_file: Path | None = None,
     ) -> None:
-        """*logged_out* is the file that is there after a `logout`, until a login deletes it."""
+        """*logged_out* is the file that is there after a `logout`, until a login deletes it; *prompt_file*
+        holds the task that `task` says.
+        """
         self._turns = deque(turns)
         self._logged_out = logged_out
         self._login = login
+        self._prompt_file = prompt_file
         self.cut_off: TurnResult | None = None
         self.held_up: Callable[[bool], None] = lambda _held_up: None
         self._too_long = False
@@ -92,16 +98,20 @@ class Scripted:
     def open(cls, config: Config) -> "Scripted":
         logged_out = config.state / "scripted-logged-out"
         if config.script is None:
-            return cls(logged_out=logged_out, login=config.login_command)
+            return cls((), logged_out, config.login_command, config.prompt_file)
         try:
-            return cls(read_script(config.script).turns, logged_out, config.login_command)
+            turns = read_script(config.script).turns
+            return cls(turns, logged_out, config.login_command, config.prompt_file)
         except BadScript as error:
             raise BadProvider(str(error)) from None
 
     async def run_turn(self, prompt: TurnPrompt, tools: Tools, emit: Emit) -> TurnResult:
         if prompt.message is None:
             return TurnResult(outcome=Outcome.OK)
-        turn = _Turn(prompt.message, tools, emit)
+        task, notes = read_task(self._prompt_file)
+        for note in notes:
+            emit("note", {"text": note, "origin": "harness"})
+        turn = _Turn(prompt.message, tools, emit, task)
         if self._turns:
             return await turn.play(self._turns.popleft())
         question = read_question(prompt.message)
@@ -148,10 +158,11 @@ class Scripted:
 
 
 class _Turn:
-    def __init__(self, message: Message, tools: Tools, emit: Emit) -> None:
+    def __init__(self, message: Message, tools: Tools, emit: Emit, task: str) -> None:
         self._message = message
         self._tools = tools
         self._emit = emit
+        self._task = task
         self._tool_uses = 0
 
     async def play(self, script: ScriptedTurn) -> TurnResult:
@@ -193,6 +204,8 @@ class _Turn:
                     self._say(f"sleeping {seconds:g} s")
                     await trio.sleep(seconds)
                     refusal, deed, problem = None, f"slept {seconds:g} s", ""
+                case Task():
+                    refusal, deed, problem = None, f"my task: {_quote(self._task)}", ""
                 case Fail(why=why):
                     self._say(f"failing: {why}")
                     return TurnResult(outcome=Outcome.FAILED, note=why)
@@ -314,11 +327,16 @@ def expects_answer(message: Message) -> bool:
 
 def render_digest(message: Message) -> str:
     """Show that *message* was read, in one line."""
-    words = " ".join(message.body.split())
+    return f"read {_count(message.body)} from {message.sender}: {_quote(message.body)}"
+
+
+def _quote(text: str) -> str:
+    """Give the beginning of *text* on one line, and what tells it from every other one."""
+    words = " ".join(text.split())
     if len(words) > MAX_QUOTE_CHARS:
         words = words[:MAX_QUOTE_CHARS].rstrip() + "…"
-    checksum = hashlib.sha256(message.body.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f'read {_count(message.body)} from {message.sender}: "{words}" (sha256 {checksum})'
+    checksum = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f'"{words}" (sha256 {checksum})'
 
 
 def _count(text: str) -> str:

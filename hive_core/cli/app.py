@@ -37,6 +37,19 @@ COMMANDS: Final[dict[str, Entry]] = {
     "answer": Entry("questions", "Questions", "Answer a question"),
     "ask": Entry("questions", "Questions", "Ask an agent a question"),
     "reminders": Entry("reminders", "Questions", "Show what agents left for themselves"),
+    "pending": Entry("approvals", "Approvals", "Show what waits for your decision"),
+    "approvals": Entry("approvals", "Approvals", "Show approvals, or all about one of them"),
+    "approve": Entry("approvals", "Approvals", "Approve what was asked for"),
+    "deny": Entry("approvals", "Approvals", "Deny what was asked for"),
+    "withdraw": Entry("approvals", "Approvals", "Take back what waits for a decision"),
+    "config": Entry("proposals", "Approvals", "Print where an agent's configuration can be edited"),
+    "propose": Entry("proposals", "Approvals", "Ask for the deploy of a commit"),
+    "request-spawn": Entry("proposals", "Approvals", "Ask for a new agent"),
+    "init-config": Entry("proposals", "Approvals", "Ask for a configuration to begin with"),
+    "update-inputs": Entry("proposals", "Approvals", "Ask for newer inputs of the hive's flake"),
+    "deploys": Entry("deploys", "Deploys", "Show what is being deployed and was, or the log of one"),
+    "history": Entry("deploys", "Deploys", "Show what was proposed and deployed for an agent"),
+    "rollback": Entry("deploys", "Deploys", "Go back to what ran before"),
     "spawn": Entry("lifecycle", "Agents", "Create agents and start them"),
     "start": Entry("lifecycle", "Agents", "Start agents"),
     "stop": Entry("lifecycle", "Agents", "Stop agents after their running turn"),
@@ -45,6 +58,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "pause": Entry("lifecycle", "Agents", "Hand out no message to agents"),
     "resume": Entry("lifecycle", "Agents", "Hand out messages to paused agents again"),
     "destroy": Entry("lifecycle", "Agents", "Stop agents and forget them, but keep their state"),
+    "tombstones": Entry("tombstones", "Agents", "Show destroyed agents whose state is kept"),
+    "revive": Entry("tombstones", "Agents", "Ask for the return of a destroyed agent"),
+    "purge": Entry("tombstones", "Agents", "Delete what is kept of a destroyed agent"),
     "shell": Entry("inside", "One agent", "Open a shell in an agent's machine"),
     "exec": Entry("inside", "One agent", "Run a command in an agent's machine"),
     "limits": Entry("limits", "One agent", "Show or set what an agent may use"),
@@ -69,7 +85,8 @@ COMMANDS: Final[dict[str, Entry]] = {
 }
 
 INSTEAD: Final = {
-    "purge": "destroy AGENT --purge",
+    "accept": "approve", "reject": "deny", "refuse": "deny", "deploy": "propose", "undo": "rollback",
+    "deploy-log": "deploys log ID", "approval": "approvals show ID", "graveyard": "tombstones",
     "delete": "destroy", "rm": "destroy", "remove": "destroy",
     "create": "spawn", "launch": "spawn", "new": "spawn",
     "list": "ls", "ps": "ls", "info": "show", "describe": "show",
@@ -77,7 +94,7 @@ INSTEAD: Final = {
     "attach": "shell", "console": "shell", "enter": "shell", "run": "exec",
     "log": "logs", "images": "image ls", "check": "doctor",
 }  # fmt: skip
-"""What other programs for machines call it."""
+"""What other programs call it."""
 
 COMPLETION_VARIABLE: Final = "_HIVE_COMPLETE"
 
@@ -150,6 +167,75 @@ def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
     settings = ctx.find_object(Settings) or Settings()
     try:
         rows = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "images"})["images"]
+        return [row["name"] for row in rows if row["name"].startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def approval_ids(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the id of an approval that waits, by asking the daemon; without one, by nothing."""
+    from click.shell_completion import CompletionItem
+
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        rows = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "pending"})["approvals"]
+        return [
+            CompletionItem(str(row["id"]), help=f"{row['kind']} {row['agent']}")
+            for row in rows
+            if row["status"] == "pending" and str(row["id"]).startswith(incomplete)
+        ]
+    except Exception:
+        return []
+
+
+def deploy_ids(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the id of a deploy, the newest first, by asking the daemon; without one, by nothing."""
+    from click.shell_completion import CompletionItem
+
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        rows = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "deploys", "limit": 20})["deploys"]
+        return [
+            CompletionItem(str(row["id"]), help=f"{row['kind']} {row['agent']} {row['step']}")
+            for row in reversed(rows)
+            if str(row["id"]).startswith(incomplete)
+        ]
+    except Exception:
+        return []
+
+
+Completion = Callable[[click.Context, click.Parameter, str], list[Any]]
+
+
+def either(first: Completion, word: str, then: Completion) -> Completion:
+    """Complete an argument of several words: *first*, or *word* and *then* what follows it."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        typed = ctx.params.get(str(param.name)) or ()
+        if not typed:
+            return first(ctx, param, incomplete) + [word] * word.startswith(incomplete)
+        return then(ctx, param, incomplete) if tuple(typed) == (word,) else []
+
+    return complete
+
+
+def deployed_tags(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a tag to which the agent on the command line can go back."""
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        request = {"cmd": "history", "agent": ctx.params["agent"]}
+        rows = Hive(settings.socket, settings.home, 0.5).ask(request)["history"]
+        tags = [str(row["tag"]) for row in reversed(rows) if row["tag"].startswith("deployed/")]
+        return [tag for tag in tags if tag.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def tombstone_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a destroyed agent whose state is kept."""
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        rows = Hive(settings.socket, settings.home, 0.5).ask({"cmd": "tombstones"})["tombstones"]
         return [row["name"] for row in rows if row["name"].startswith(incomplete)]
     except Exception:
         return []

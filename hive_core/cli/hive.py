@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from hive_core.cli import where
@@ -49,17 +50,28 @@ class Hive:
         Raises:
             Problem: also when the stream ends, since it should not.
         """
-        try:
-            with Client(self.path, self.timeout_s) as client:
-                for item in client.follow(request):
-                    yield _bare(item)
-        except (Unreachable, TimedOut, RequestFailed) as error:
-            raise self._problem(error, request, agents) from error
+        with self.following(request, agents=agents) as items:
+            yield from items
         raise Problem(
             UNREACHABLE,
             f"cannot follow any longer: the daemon at {self.path} closed the connection",
             "it was restarted or has ended: run this again",
         )
+
+    @contextmanager
+    def following(
+        self, request: dict[str, Any], *, agents: Sequence[str] = ()
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """Send a request that follows and, once it is accepted, hand over its items.
+
+        Raises:
+            Problem: in every case in which there are none.
+        """
+        try:
+            with Client(self.path, self.timeout_s) as client:
+                yield map(_bare, client.follow(request))
+        except (Unreachable, TimedOut, RequestFailed) as error:
+            raise self._problem(error, request, agents) from error
 
     def roster(self, *, timeout_s: float | None = None) -> dict[str, Row]:
         """Every agent's row of `agent_status`, by name."""
@@ -92,6 +104,8 @@ class Hive:
         elif isinstance(error, RequestFailed):
             if problem.exit_code == NOT_FOUND and agents:
                 problem.hint = self._suggestion(agents)
+            elif error.reply.get("reason") == "changed":
+                problem.hint = f"hive approvals show {request.get('id')} shows what it is now"
             elif "last_id" in error.reply:
                 problem.hint = f"the last id that came was {error.reply['last_id']}"
         return problem

@@ -88,11 +88,19 @@ def grid(headings: Sequence[str], rows: Sequence[Sequence[object]], style: Calla
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for number, heading in enumerate(headings, 1):
+        # Only a column that may wrap gives way to the others; its cells do not.
         last = number == len(headings)
-        made.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if last else len(heading))
+        made.add_column(
+            heading, no_wrap=not last, overflow="ellipsis", min_width=None if last else len(heading)
+        )
     for row in rows:
         cells = [NOTHING if value is None or value == "" else visible(value) for value in row]
-        made.add_row(*(Text(cell, style(head, cell)) for head, cell in zip(headings, cells, strict=True)))
+        made.add_row(
+            *(
+                Text(cell, style(head, cell), no_wrap=True, overflow="ellipsis")
+                for head, cell in zip(headings, cells, strict=True)
+            )
+        )
     return made
 
 

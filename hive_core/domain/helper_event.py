@@ -9,7 +9,10 @@ from typing import Final
 
 import msgspec
 
-MAX_NOTE_CHARS: Final = 2000
+from hive_core.domain.approval import Approval, Status
+from hive_core.domain.letter import Letter
+from hive_core.wire.ids import MANAGER, OPERATOR
+from hive_core.wire.limits import MAX_NOTE_CHARS
 
 
 class HelperEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -21,11 +24,35 @@ class Spawned(HelperEvent, frozen=True, kw_only=True, tag="spawned"):
 
     ok: bool
     note: str | None = None
+    sha: str | None = None
+    """The commit of its configuration, where the start was a deploy of one."""
+    tag: str | None = None
+    """`deployed/7` or `failed/7`."""
 
 
 class Rebuilt(HelperEvent, frozen=True, kw_only=True, tag="rebuilt"):
+    """It runs with what is declared now, or could not be brought to it."""
+
     ok: bool
     note: str | None = None
+    sha: str | None = None
+    tag: str | None = None
+
+
+class ConfigReady(HelperEvent, frozen=True, kw_only=True, tag="config_ready"):
+    """There is a configuration to edit, for an agent that is not there yet."""
+
+
+class ApprovalResolved(HelperEvent, frozen=True, kw_only=True, tag="approval_resolved"):
+    """A request for approval is over: denied, taken back, or approved and carried out, or it failed."""
+
+    id: int
+    kind: str
+    status: str
+    note: str | None = None
+    sha: str | None = None
+    tag: str | None = None
+    description: str | None = None
 
 
 class Killed(HelperEvent, frozen=True, kw_only=True, tag="killed"):
@@ -52,6 +79,12 @@ class LoggedIn(HelperEvent, frozen=True, kw_only=True, tag="logged_in"):
 
 class NeedsUpdate(HelperEvent, frozen=True, kw_only=True, tag="needs_update"):
     """It runs with something else than what is declared now; a rebuild ends that."""
+
+
+class DeclarationFailed(HelperEvent, frozen=True, kw_only=True, tag="declaration_failed"):
+    """It cannot be as the host's configuration says."""
+
+    note: str
 
 
 class PeerRefused(HelperEvent, frozen=True, kw_only=True, tag="peer_refused"):
@@ -82,9 +115,31 @@ def is_news_to_the_operator(event: HelperEvent) -> bool:
     match event:
         case Spawned(ok=ok) | Rebuilt(ok=ok):
             return not ok
-        case Killed() | Destroyed() | LoggedIn():
+        case ApprovalResolved(status=status):
+            return status == Status.FAILED
+        case Killed() | Destroyed() | LoggedIn() | ConfigReady():
             return False
     return True
+
+
+def is_for_the_operator(event: HelperEvent) -> bool:
+    """Say whether only a person can do something about it, whoever else there is."""
+    return isinstance(event, DeclarationFailed)
+
+
+def resolution(approval: Approval) -> list[Letter]:
+    """Give the letters that tell the manager, and whoever asked for it, what became of *approval*."""
+    event = ApprovalResolved(
+        agent=approval.agent,
+        id=approval.id,
+        kind=approval.kind,
+        status=approval.status,
+        note=approval.note,
+        sha=approval.fetched_sha,
+        tag=approval.tag,
+        description=approval.description,
+    )
+    return [Letter(to, render_body(event)) for to in sorted({MANAGER, approval.proposer} - {OPERATOR})]
 
 
 # ── edges ───────────────────────────────────────────────────────────────────────────────────────

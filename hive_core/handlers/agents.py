@@ -46,7 +46,9 @@ async def set_paused(deps: Deps, _peer: Peer, request: host.SetPaused) -> host.R
 
 
 async def allow(deps: Deps, _peer: Peer, request: wire.Allow) -> host.Reply:
-    deps.supervisor.agent(request.name)
+    declaration = deps.supervisor.agent(request.name).row.declaration
+    if declaration is not None and declaration.recipients is not None:
+        deps.declarations.refuse_said(request.name, f"allow {request.name} other recipients", "recipients")
     await deps.broker.allow(request.name, request.recipients)
     return host.Reply()
 
@@ -75,6 +77,8 @@ async def restart(deps: Deps, _peer: Peer, request: host.Restart) -> host.Reply:
 
 
 async def destroy(deps: Deps, _peer: Peer, request: host.Destroy) -> host.Reply:
+    if request.name in deps.supervisor.names:
+        deps.declarations.refuse(request.name, f"destroy {request.name}")
     await deps.supervisor.destroy(request.name, purge=request.purge)
     return host.Reply()
 
@@ -82,10 +86,6 @@ async def destroy(deps: Deps, _peer: Peer, request: host.Destroy) -> host.Reply:
 def urls(deps: Deps, _peer: Peer, _request: host.UrlsRequest) -> host.UrlsReply:
     domain = deps.config().domain
     return host.UrlsReply(urls=host.Urls(domain=domain, home=f"https://{domain}/") if domain else host.Urls())
-
-
-def pending(_deps: Deps, _peer: Peer, _request: host.Pending) -> host.Approvals:
-    return host.Approvals(approvals=[])
 
 
 def _names_in(deps: Deps, scope: host.LifecycleScope, verb: str) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import apsw
 import msgspec
@@ -10,11 +11,17 @@ from msgspec import UNSET
 
 from hive_core.backup import Archive
 from hive_core.domain.clock import rfc3339
+from hive_core.domain.manifest import MANIFEST_NAME, NOTHING, BadManifest, Manifest
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.rows import within_line
+from hive_core.host.quarantine import BadProposal
+from hive_core.repositories import MAX_TAGS
 from hive_core.store import agents, moving
 from hive_core.wire import retention as wire
 from hive_core.wire.errors import ErrorCode, Refused
+
+MAX_NUMBER: Final = 10**9
+"""Of an approval, in the tags of a repository from elsewhere."""
 
 
 async def create(deps: Deps, _peer: Peer, _request: wire.BackupCreate) -> wire.ArchiveReply:
@@ -56,16 +63,22 @@ async def take_in(deps: Deps, peer: Peer, request: wire.Import) -> wire.ArchiveR
 
     async def take_rows(agent: str, uid_base: int | None, text: bytes) -> None:
         luggage = moving.decode_luggage(text)
-        first_id = deps.broker.take_ids(len(luggage.messages))
+        manifest, last_number = await _deployed(deps, agent, luggage)
+        first_id = deps.broker.take_ids(len(luggage.messages) + len(luggage.dead))
 
         def store(db: apsw.Connection) -> None:
             if any(row.name == agent for row in agents.all_agents(db)):
                 raise Refused(
                     ErrorCode.CONFLICT, f"cannot import {agent}: there is one of this name", "exists"
                 )
-            moving.unpack_rows(db, agent, uid_base, luggage, first_id, time.time())
+            moving.unpack_rows(
+                *(db, agent, uid_base, luggage, first_id, time.time()),
+                manifest=manifest,
+                last_number=last_number,
+            )
 
         await deps.store.write(store)
+        deps.dead_letters.note_imported(agent, len(luggage.dead))
 
     made = await deps.backups.take_in(
         _path(request.path),
@@ -75,6 +88,30 @@ async def take_in(deps: Deps, peer: Peer, request: wire.Import) -> wire.ArchiveR
         take_rows=take_rows,
     )
     return wire.ArchiveReply(archive=_row(made))
+
+
+async def _deployed(deps: Deps, agent: str, luggage: moving.Luggage) -> tuple[Manifest, int]:
+    """Give what the commit declares that *agent* ran with, and the highest number in its tags.
+
+    Raises:
+        ValueError: it is not in the repository that came along, or cannot be used here.
+        CommandError, OSError, trio.TooSlowError: that cannot be read.
+    """
+    repositories, sha = deps.repositories, luggage.deployed_sha
+    known = await repositories.history(agent, MAX_TAGS)
+    last_number = max((int(one.tag.partition("/")[2]) for one in known), default=0)
+    if last_number > MAX_NUMBER:
+        raise ValueError(
+            f"its repository has a tag with the number {last_number}, which no approval ever has"
+        )
+    if sha is None:
+        return NOTHING, last_number
+    if not any((one.tag, one.sha) == (luggage.deployed_tag, sha) for one in known):
+        raise ValueError("what was deployed of it is not in its repository")
+    try:
+        return await deps.configurations.manifest_at(agent, sha), last_number
+    except (BadManifest, BadProposal) as error:
+        raise ValueError(f"its {MANIFEST_NAME}: {error}") from None
 
 
 def _path(text: str) -> Path:

@@ -7,16 +7,21 @@ from typing import Protocol
 
 import msgspec
 
+from hive_core.applier import Applier
 from hive_core.backup import Backups
 from hive_core.broker import Broker
 from hive_core.config import Config
+from hive_core.configurations import Configurations
 from hive_core.control import Control
 from hive_core.dead_letters import DeadLetters
+from hive_core.declarations import Declarations
+from hive_core.deployer import Deployer
 from hive_core.feed import Feed
 from hive_core.host.images import Images
 from hive_core.layout import Layout
 from hive_core.machines import Machines
 from hive_core.questions import Questions
+from hive_core.repositories import Repositories
 from hive_core.scheduler import Scheduler
 from hive_core.search import Search
 from hive_core.store.database import Store
@@ -32,6 +37,8 @@ Emit = Callable[[msgspec.Struct], Awaitable[None]]
 class Role(StrEnum):
     OPERATOR = "operator"
     AGENT = "agent"
+    MANAGER = "manager"
+    """The agent of that name.  It may do what every agent may, and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,11 @@ class Deps:
     control: Control
     dead_letters: DeadLetters
     questions: Questions
+    applier: Applier
+    configurations: Configurations
+    declarations: Declarations
+    deployer: Deployer
+    repositories: Repositories
     scheduler: Scheduler
     search: Search
     vacuum: Vacuum

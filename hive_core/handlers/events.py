@@ -9,7 +9,7 @@ import trio
 
 from hive_core.domain.event import Event
 from hive_core.feed import AgentEvent, Ended, Overtaken, Ring, RowChanged
-from hive_core.handlers.deps import CutOff, Deps, Emit, Peer
+from hive_core.handlers.deps import CutOff, Deps, Emit, Peer, Role
 from hive_core.handlers.rows import agent_row, event_row, message_row, within_line
 from hive_core.host import agent_files
 from hive_core.host.process import CommandError
@@ -135,7 +135,17 @@ async def follow_logs(deps: Deps, _peer: Peer, request: host.Logs, emit: Emit) -
 
 
 async def own_logs(deps: Deps, peer: Peer, request: agent.Logs) -> agent.LogLines:
-    return agent.LogLines(lines=await _read_log(deps, peer.name, request.lines))
+    """Give the caller's log, or to the manager that of any agent.
+
+    Raises:
+        Refused: FORBIDDEN, NOT_FOUND; UNAVAILABLE when it cannot be read.
+    """
+    name = peer.name if request.name is None else request.name
+    if name != peer.name:
+        if peer.role is not Role.MANAGER:
+            raise Refused(ErrorCode.FORBIDDEN, f"cannot read the log of {name}: only the manager may")
+        deps.supervisor.agent(name)
+    return agent.LogLines(lines=await _read_log(deps, name, request.lines))
 
 
 async def _read_log(deps: Deps, name: str, lines: int) -> list[str]:

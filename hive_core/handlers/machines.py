@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final
 
 import trio
 from msgspec import UNSET, UnsetType
 
+from hive_core.domain import declared as declarations
 from hive_core.domain.cage import UID_RANGE, CannotStart, Network, Shape, parse_percent, parse_size
+from hive_core.domain.manifest import MIN_MEMORY_BYTES
 from hive_core.handlers.deps import Cages, Deps, Peer
 from hive_core.host.image_build import NoImage
 from hive_core.host.images import Image, Images
@@ -16,9 +17,6 @@ from hive_core.machines import TROUBLE, describe
 from hive_core.wire import host
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.machine import ImageRow, UsageRow
-
-MIN_MEMORY_BYTES: Final = 64 * 2**20
-"""Less than that, and a machine's init does not come up."""
 
 
 async def spawn(deps: Deps, _peer: Peer, request: host.Spawn) -> host.Reply:
@@ -33,16 +31,20 @@ async def spawn(deps: Deps, _peer: Peer, request: host.Spawn) -> host.Reply:
     if shape != Shape():
         _cages(deps, f"spawn {request.name} with an image, a network or limits")
     if request.name not in deps.supervisor.names:
-        why = await _why_no_image(deps, request.name, shape)
+        deps.declarations.refuse(request.name, f"spawn {request.name}")
+        kept = await deps.supervisor.as_kept(request.name, shape)
+        why = await _why_no_image(deps, request.name, kept.shape)
         if why is not None:
             raise Refused(ErrorCode.PRECONDITION_FAILED, f"cannot spawn {request.name}: {why}")
     await deps.supervisor.spawn(request.name, shape)
+    deps.deployer.settle(request.name)  # one that comes back runs what was deployed of it
     return host.Reply()
 
 
 async def rebuild(deps: Deps, _peer: Peer, request: host.Rebuild) -> host.Reply:
     await check_image(deps, request.name, "rebuild")
     await deps.supervisor.rebuild(request.name)
+    await deps.declarations.try_again(request.name)
     return host.Reply()
 
 
@@ -53,7 +55,8 @@ async def check_image(deps: Deps, name: str, verb: str) -> None:
         Refused: NOT_FOUND; PRECONDITION_FAILED: it has not, and would only be stopped.
     """
     agent = deps.supervisor.agent(name)
-    why = await _why_no_image(deps, name, agent.row.shape) if agent.machine is not None else None
+    shape = declarations.effective(agent.row).shape
+    why = await _why_no_image(deps, name, shape) if agent.machine is not None else None
     if why is not None:
         text = f"cannot {verb} {name}: {why}; its machine is left running"
         raise Refused(ErrorCode.PRECONDITION_FAILED, text)
@@ -79,7 +82,11 @@ async def set_limits(deps: Deps, _peer: Peer, request: host.SetLimits) -> host.R
             UNAVAILABLE if the running machine does not take them.
     """
     name = request.name
-    deps.supervisor.agent(name)
+    declaration = deps.supervisor.agent(name).row.declaration
+    for key in ("memory", "cpu", "tasks") if declaration is not None else ():
+        assert declaration is not None
+        if getattr(request, key) is not UNSET and getattr(declaration.limits, key) is not None:
+            deps.declarations.refuse_said(name, f"limit {name}", f"limits.{key}")
     _cages(deps, f"limit {name}")
     memory: int | UnsetType | None = UNSET
     cpu: int | UnsetType | None = UNSET
@@ -124,7 +131,8 @@ async def machine(deps: Deps, _peer: Peer, request: host.MachineRequest) -> host
         cpu_quota_percent=UNSET if limits is None else limits.cpu_quota_percent,
         tasks_max=UNSET if limits is None else limits.tasks_max,
         addresses=list(facts.addresses),
-        declared=UNSET if deps.cages is None else _said_of(row.shape),
+        declared=UNSET if deps.cages is None else _said_of(declarations.effective(row).shape),
+        declared_in=deps.declarations.source_of(row.name) or UNSET,
     )
 
 
@@ -194,7 +202,8 @@ async def image_rm(deps: Deps, _peer: Peer, request: host.ImageRm) -> host.Reply
 def _declared(deps: Deps) -> list[tuple[str, str]]:
     """Give each agent and the image it is declared to have."""
     default = deps.config().machines.image
-    return [(name, deps.supervisor.agent(name).row.shape.image or default) for name in deps.supervisor.names]
+    rows = [deps.supervisor.agent(name).row for name in deps.supervisor.names]
+    return [(row.name, declarations.effective(row).shape.image or default) for row in rows]
 
 
 def _look(

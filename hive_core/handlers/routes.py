@@ -10,28 +10,37 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import msgspec
+
 from hive_core.broker import Handover
 from hive_core.handlers import (
     agents,
+    approval_card,
+    approvals,
     backups,
     dead,
+    deploys,
     events,
     harness,
     machines,
     messages,
+    moves,
     questions,
     reminders,
+    requests,
     search,
     stats,
     status,
     threads,
+    tombstones,
 )
 from hive_core.handlers import retention as retentions
 from hive_core.handlers.deps import Role
-from hive_core.wire import agent, host, question, reminder, retention
+from hive_core.wire import agent, agent_manager, approval, host, question, reminder, retention
 from hive_core.wire import allow as allow_wire
 from hive_core.wire import dead as dead_wire
 from hive_core.wire import search as search_wire
+from hive_core.wire.errors import ErrorCode, Refused
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,27 @@ class Route:
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.handler)
 
+    def admits(self, role: Role) -> bool:
+        """Whether a peer of *role* may call it."""
+        return role is self.may_call or (role is Role.MANAGER and self.may_call is Role.AGENT)
+
+
+def route_of(request: msgspec.Struct, role: Role) -> Route:
+    """Give what answers *request* of a peer of *role*.
+
+    Raises:
+        Refused: FORBIDDEN.
+    """
+    route = ROUTES[type(request)]
+    if not route.admits(role):
+        text = f"cannot {request.__struct_config__.tag}: only the {route.may_call} may"
+        raise Refused(ErrorCode.FORBIDDEN, text)
+    return route
+
 
 _OP: Final = Role.OPERATOR
 _AG: Final = Role.AGENT
+_MA: Final = Role.MANAGER
 
 ROUTES: Final[Mapping[type, Route]] = {
     # host.sock: the verbs of the original
@@ -66,7 +93,10 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.Stop: Route(agents.stop, _OP, host.Reply),
     host.Restart: Route(agents.restart, _OP, host.Reply),
     host.UrlsRequest: Route(agents.urls, _OP, host.UrlsReply),
-    host.Pending: Route(agents.pending, _OP, host.Approvals),
+    approval.Pending: Route(approvals.pending, _OP, approval.Approvals),
+    approval.Approve: Route(approvals.approve, _OP, host.Reply),
+    approval.Deny: Route(approvals.deny, _OP, host.Reply),
+    approval.RequestSpawn: Route(approvals.request_spawn, _OP, approval.Requested),
     host.Spawn: Route(machines.spawn, _OP, host.Reply),
     host.Kill: Route(agents.kill, _OP, host.Reply),
     host.Destroy: Route(agents.destroy, _OP, host.Reply),
@@ -118,6 +148,19 @@ ROUTES: Final[Mapping[type, Route]] = {
     host.Images: Route(machines.images, _OP, host.ImagesReply),
     host.ImageRm: Route(machines.image_rm, _OP, host.Reply),
     host.Status: Route(status.status, _OP, host.StatusReply),
+    approval.ApprovalsRequest: Route(approvals.approvals, _OP, approval.Approvals),
+    approval.ShowApproval: Route(approval_card.show, _OP, approval.ApprovalReply),
+    approval.RequestInitConfig: Route(approvals.request_init, _OP, approval.Requested),
+    approval.RequestApplyCommit: Route(approvals.request_commit, _OP, approval.Requested),
+    approval.RequestUpdateInputs: Route(approvals.request_inputs, _OP, approval.Requested),
+    approval.CancelApproval: Route(approvals.cancel, _OP, host.Reply),
+    approval.ConfigRequest: Route(approvals.config, _OP, approval.ConfigReply),
+    approval.Deploys: Route(deploys.deploys, _OP, approval.DeploysReply, following=deploys.follow_deploys),
+    approval.DeployLog: Route(deploys.deploy_log, _OP, approval.DeployLogReply),
+    approval.Rollback: Route(deploys.rollback, _OP, approval.RollbackReply),
+    approval.History: Route(deploys.history, _OP, approval.HistoryReply),
+    approval.Tombstones: Route(tombstones.tombstones, _OP, approval.TombstonesReply),
+    approval.Purge: Route(tombstones.purge, _OP, host.Reply),
     # an agent's socket
     agent.Send: Route(messages.send, _AG, agent.Sent),
     agent.Recv: Route(messages.recv, _AG, agent.Messages, hand_over=messages.hand_over),
@@ -141,4 +184,16 @@ ROUTES: Final[Mapping[type, Route]] = {
     agent.Publish: Route(harness.publish, _AG, agent.Done),
     agent.SubscribeControl: Route(harness.subscribe_control, _AG, agent.SetPaused, stream=True),
     agent.ControlDone: Route(harness.control_done, _AG, agent.Done),
+    # the manager's socket
+    agent_manager.RequestSpawn: Route(requests.request_spawn, _MA, agent_manager.Requested),
+    agent_manager.RequestInitConfig: Route(requests.request_init_config, _MA, agent_manager.Requested),
+    agent_manager.RequestApplyCommit: Route(requests.request_apply_commit, _MA, agent_manager.Requested),
+    agent_manager.RequestUpdateInputs: Route(requests.request_update_inputs, _MA, agent_manager.Requested),
+    agent_manager.OpenConfig: Route(requests.open_config, _MA, agent.Done),
+    agent_manager.ListApprovals: Route(requests.list_approvals, _MA, agent_manager.Approvals),
+    agent_manager.ListAgents: Route(moves.list_agents, _MA, agent_manager.Agents),
+    agent_manager.Kill: Route(moves.kill, _MA, agent.Done),
+    agent_manager.Start: Route(moves.start, _MA, agent.Done),
+    agent_manager.Restart: Route(moves.restart, _MA, agent.Done),
+    agent_manager.Update: Route(moves.update, _MA, agent.Done),
 }

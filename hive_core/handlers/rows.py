@@ -80,6 +80,7 @@ def agent_row(deps: Deps, name: str) -> host.AgentStatusRow:
         failed=failed,
         needs_update=agent.needs_update,
         needs_login=now is not None and now.status.startswith("needs_login"),
+        deployed_sha=UNSET if row.deployed_sha is None else row.deployed_sha[:12],
         pending_reminders=deps.scheduler.count(name),
         paused=row.paused,
         active_model=now.model if now and now.model else UNSET,

@@ -9,7 +9,7 @@ from hive_core.domain.clock import rfc3339
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.retention import vacuumed
 from hive_core.host.process import own_rss_bytes
-from hive_core.store import mailbox, questions
+from hive_core.store import approvals, mailbox, questions
 from hive_core.wire import host
 from hive_core.wire.version import VERSION
 
@@ -30,6 +30,7 @@ async def status(deps: Deps, _peer: Peer, _request: host.Status) -> host.StatusR
         unread=deps.broker.unread,
         messages=await deps.store.read(mailbox.count),
         questions=await deps.store.read(questions.count_open_for_operator),
+        approvals=await deps.store.read(approvals.count_pending),
         dead=deps.dead_letters.total,
         schema=deps.store.schema,
         database_bytes=deps.store.path.stat().st_size,

@@ -4,13 +4,14 @@ from typing import Final
 
 from msgspec import UNSET
 
+from hive_core.domain.approval import MAX_PENDING_OF_ONE, Approval
 from hive_core.domain.question import Question
 from hive_core.domain.reminder import Reminder
 from hive_core.handlers.deps import Deps, Peer
 from hive_core.handlers.rows import within_line
-from hive_core.store import questions, reminders
+from hive_core.store import approvals, questions, reminders
 from hive_core.wire import agent
-from hive_core.wire.ids import MANAGER
+from hive_core.wire.ids import MANAGER, OPERATOR
 from hive_core.wire.limits import MAX_OPEN_QUESTIONS, MAX_REMINDERS
 
 MAX_TEXT_CHARS: Final = 1000
@@ -24,15 +25,28 @@ async def open_threads(deps: Deps, peer: Peer, _request: agent.OpenThreads) -> a
     others = await deps.store.read(questions.all_open, MAX_OPEN_QUESTIONS) if peer.name == MANAGER else []
     found = {question.id: question for question in (*asks, *asked, *others)}
     left = await deps.store.read(reminders.pending, peer.name, MAX_REMINDERS)
-    threads = [*map(_of_question, found.values()), *map(_of_reminder, left)]
+    if peer.name == MANAGER:
+        waiting = await deps.applier.pending(MAX_PENDING_OF_ONE)
+    else:
+        waiting = await deps.store.read(approvals.pending_by, peer.name, MAX_PENDING_OF_ONE)
+    threads = [
+        *map(_of_question, found.values()),
+        *map(_of_reminder, left),
+        *map(_of_approval, waiting),
+    ]
     threads.sort(key=lambda thread: thread.since)
     return agent.Threads(threads=within_line(threads), unread=deps.broker.count_unread(peer.name))
 
 
 async def cancel_thread(deps: Deps, peer: Peer, request: agent.CancelThread) -> agent.Done:
     key = request.idempotency_key and f"cancel {request.kind} {request.idempotency_key}"
-    cancel = deps.questions.cancel if request.kind == "question" else deps.scheduler.cancel
-    await cancel(request.id, by=peer.name, key=key)
+    match request.kind:
+        case "question":
+            await deps.questions.cancel(request.id, by=peer.name, key=key)
+        case "reminder":
+            await deps.scheduler.cancel(request.id, by=peer.name, key=key)
+        case "approval":
+            await deps.applier.cancel(request.id, by=peer.name, uid=peer.uid, key=key)
     return agent.Done()
 
 
@@ -55,6 +69,20 @@ def _of_reminder(reminder: Reminder) -> agent.OpenThread:
         text=_beginning(reminder.message),
         since=reminder.created_at,
         due_at=reminder.due_at,
+    )
+
+
+def _of_approval(approval: Approval) -> agent.OpenThread:
+    about = " ".join(filter(None, (approval.kind, approval.agent, (approval.fetched_sha or "")[:12])))
+    text = f"{about}: {approval.description}" if approval.description else about
+    return agent.OpenThread(
+        kind="approval",
+        id=approval.id,
+        text=_beginning(text),
+        since=approval.requested_at,
+        asker=approval.proposer,
+        asked_of=OPERATOR,
+        due_at=UNSET if approval.expires_at is None else approval.expires_at,
     )
 
 

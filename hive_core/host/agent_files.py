@@ -118,6 +118,31 @@ async def remove(base_dir: Path) -> None:
     await process.run(_worker("remove", base_dir), timeout_s=REMOVE_S, max_output_bytes=4096)
 
 
+async def size(base_dir: Path) -> int:
+    """Give the bytes on disk of all that is kept of an agent, whoever of its users it belongs to.
+
+    Raises:
+        process.CommandError: not all of it could be looked at.
+        trio.TooSlowError: not in 10 s.
+    """
+    argv = _worker("size", base_dir)
+    said = (await process.run(argv, timeout_s=TIMEOUT_S, max_output_bytes=8192)).partition(b"\t")[0]
+    try:
+        return int(said)
+    except ValueError:
+        raise process.CommandError(f"{' '.join(argv)}: it gave no number") from None
+
+
+async def has_login(claude_dir: Path, *, uid: int | None = None) -> bool:
+    """Say whether the claude of an agent has kept its login.
+
+    Raises:
+        process.CommandError, trio.TooSlowError: it could not be looked at.
+    """
+    argv = _worker("login", claude_dir, uid)
+    return (await process.run(argv, timeout_s=TIMEOUT_S, max_output_bytes=64)).strip() == b"yes"
+
+
 def _worker(verb: str, directory: Path, uid: int | None = None) -> list[str]:
     become = [] if uid is None else ["--uid", str(uid)]
     return [sys.executable, "-I", "-m", "hive_core.host.agent_files_worker", verb, str(directory), *become]

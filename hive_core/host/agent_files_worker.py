@@ -5,12 +5,10 @@ Only the standard library: it starts in tens of milliseconds.
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import itertools
 import json
 import os
-import resource
 import sqlite3
 import stat
 import sys
@@ -18,19 +16,20 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-# Before we shut ourselves in: afterwards there is nothing to import from.
+from hive_core.host.confinement import enter, limit_myself
 from hive_core.host.turn_sums import STATS_FILE, sum_up
 
 EVENTS_FILE: Final = "hyperhive-events.sqlite"
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 MAX_PAYLOAD_BYTES: Final = 256 * 2**10
+CREDENTIALS: Final = ".credentials.json"
+MAX_CREDENTIALS_BYTES: Final = 2**20
 NAMES_AT_ONCE: Final = 10_000
-_PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="agent_files_worker")
-    parser.add_argument("verb", choices=("events", "remove", "stats"))
+    parser.add_argument("verb", choices=("events", "remove", "stats", "size", "login"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--uid", type=int)
     parser.add_argument("--after", type=int)
@@ -39,56 +38,26 @@ def main() -> int:
     parser.add_argument("--since", type=float, default=0.0)
     arguments = parser.parse_args()
     limit_myself(cpu_s=60 if arguments.verb == "remove" else 8)
-    if arguments.verb == "remove":
-        return _remove(arguments.directory)
+    match arguments.verb:
+        case "remove":
+            return _remove(arguments.directory)
+        case "size":
+            return _weigh(arguments.directory)
+        case "login":
+            return _look_for_login(arguments.directory, arguments.uid)
     file = STATS_FILE if arguments.verb == "stats" else EVENTS_FILE
     try:
         directory = enter(arguments.directory, arguments.uid)
         if directory is None:
             print("{}" if arguments.verb == "stats" else "end")
         elif arguments.verb == "stats":
-            print(json.dumps(sum_up(directory, arguments.since, open_read_only)))
+            print(json.dumps(sum_up(Path(directory), arguments.since, open_read_only)))
         else:
-            print("more" if _print_events(directory, arguments) else "end")
+            print("more" if _print_events(Path(directory), arguments) else "end")
     except (OSError, sqlite3.Error, ValueError, MemoryError) as error:
         print(f"cannot read {file}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def limit_myself(cpu_s: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for limit, value in (
-        (resource.RLIMIT_AS, 512 * 2**20),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
-
-
-def enter(directory: Path, uid: int | None) -> Path | None:
-    """Go into *directory*, as user *uid* if it says one, and give its new name; None: there is none.
-
-    With a uid nothing outside the directory can be named any more, whatever lies in it; SQLite could not
-    even find its own file otherwise, below directories that only root may look into.
-
-    Raises:
-        OSError: it is a link or no directory, or we may not become that user.
-    """
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    os.fchdir(fd)
-    os.close(fd)
-    if uid is None:
-        return Path()
-    os.chroot(".")
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)  # and with it every capability is gone
-    return Path("/")
 
 
 # ── deleting ────────────────────────────────────────────────────────────────────────────────────
@@ -198,6 +167,38 @@ def _hint(error: OSError) -> str:
     if error.errno == errno.EBUSY:
         return "; something is mounted there: umount it"
     return ""
+
+
+# ── what is kept ────────────────────────────────────────────────────────────────────────────────
+
+
+def _weigh(directory: Path) -> int:
+    """Become a `du`: it looks at no file's content, follows no link, and knows trees of any depth."""
+    try:
+        os.execvp("du", ["du", "-sx", "--block-size=1", "--", str(directory)])  # noqa: S606, S607
+    except OSError as error:
+        print(f"cannot start du: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _look_for_login(directory: Path, uid: int | None) -> int:
+    """Say whether claude's *directory* has credentials, as the harness looks for them."""
+    try:
+        entered = enter(directory, uid)
+        text = b"" if entered is None else _read_credentials(Path(entered, CREDENTIALS))
+        kept = json.loads(text or b"{}")
+        login = kept.get("claudeAiOauth", {}) if isinstance(kept, dict) else {}
+        token = login.get("accessToken") or login.get("refreshToken")
+    except (OSError, ValueError, AttributeError, RecursionError, MemoryError):
+        token = None  # what nobody can read is no login
+    print("yes" if token else "no")
+    return 0
+
+
+def _read_credentials(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(MAX_CREDENTIALS_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────

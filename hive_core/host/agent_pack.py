@@ -68,7 +68,8 @@ def pack_nothing(into: IO[bytes]) -> None:
 def _pack_directory(
     tar: tarfile.TarFile, at: int, prefix: str, depth: int, budget: _Budget, without: Collection[str] = ()
 ) -> None:
-    for name in sorted(os.listdir(at)):
+    # What names commits of a repository goes before what holds them: more may come meanwhile.
+    for name in sorted(os.listdir(at), key=lambda name: (name == "objects", name)):
         if name in without:
             continue
         path = f"{prefix}{name}"

@@ -17,6 +17,7 @@ from msgspec import Meta
 from hive_core.domain.retention import EVENTS, TURN_STATS, AgentFile, Count, Cutoffs
 from hive_core.host import process
 from hive_core.host.agent_prune import EVENTS_FILE
+from hive_core.host.process import User
 from hive_core.host.turn_sums import STATS_FILE
 
 TIMEOUT_S: Final = 10.0
@@ -122,20 +123,21 @@ async def pack(
     into: IO[bytes],
     *,
     without: Collection[str] = (),
-    ours: bool = False,
-    uid: int | None = None,
+    plain: bool = False,
+    user: User | None = None,
 ) -> None:
     """Write a tar stream of what is below *state_dir* to the open file *into*, following no link.
 
-    Names *without* are left out at the top.  When the directory is *ours*, who may be root, no database is
-    looked into that somebody else may have put there.
+    Names *without* are left out at the top.  *plain*: no database is looked into, which somebody else may
+    have put there.
 
     Raises:
         process.CommandError: it cannot be read.
         OSError: the child cannot be started.
         trio.TooSlowError: not in half an hour.
     """
-    argv = [*_worker("pack", state_dir, uid), *(f"--without={name}" for name in without), *_ours(ours)]
+    argv = [*_worker("pack", state_dir, *_ids(user)), *(f"--without={name}" for name in without)]
+    argv += ["--plain"] if plain else []
     # Not through us: it may be gigabytes.
     child = process.start_session(argv, cwd=Path("/"), log=into, env=process.built_environment())
     status = await _end_of(child)
@@ -143,7 +145,7 @@ async def pack(
         raise process.CommandError(f"{' '.join(argv)}: {process.describe_exit(status)}")
 
 
-async def unpack(state_dir: Path, source: Path, *, ours: bool = False, uid: int | None = None) -> None:
+async def unpack(state_dir: Path, source: Path, *, ours: bool = False, user: User | None = None) -> None:
     """Make below *state_dir*, which is empty, what the tar stream of pack() in the file *source* holds.
 
     In a directory of *ours* files get the owners that they had, where we may give them away.
@@ -152,7 +154,8 @@ async def unpack(state_dir: Path, source: Path, *, ours: bool = False, uid: int 
         process.CommandError: it is no such stream, or cannot be written.
         trio.TooSlowError: not in half an hour.
     """
-    argv = [*_worker("unpack", state_dir, uid), "--source", str(source), *_ours(ours)]
+    argv = [*_worker("unpack", state_dir, *_ids(user)), "--source", str(source)]
+    argv += ["--ours"] if ours else []
     await process.run(argv, timeout_s=PACK_S, max_output_bytes=4096)
 
 
@@ -169,10 +172,11 @@ async def _end_of(child: subprocess.Popen[bytes]) -> int:
     return child.returncode
 
 
-def _ours(ours: bool) -> list[str]:
-    return ["--ours"] if ours else []
+def _ids(user: User | None) -> tuple[int | None, int | None]:
+    return (None, None) if user is None else (user.uid, user.gid)
 
 
-def _worker(verb: str, directory: Path, uid: int | None) -> list[str]:
+def _worker(verb: str, directory: Path, uid: int | None, gid: int | None = None) -> list[str]:
     become = [] if uid is None else ["--uid", str(uid)]
+    become += [] if gid is None else ["--gid", str(gid)]
     return [sys.executable, "-I", "-m", "hive_core.host.agent_upkeep_worker", verb, str(directory), *become]

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-# Before we shut ourselves in: afterwards there is nothing to import from.
-from hive_core.host.agent_files_worker import enter, limit_myself
 from hive_core.host.agent_pack import pack, pack_nothing, unpack
 from hive_core.host.agent_prune import sweep
+from hive_core.host.confinement import enter, limit_myself
 
 MAX_TEXT_BYTES: Final = 2**20
 MAX_DEPTH: Final = 16
@@ -27,6 +26,7 @@ def main() -> int:
     parser.add_argument("verb", choices=("write", "sweep", "pack", "unpack"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--uid", type=int)
+    parser.add_argument("--gid", type=int)
     parser.add_argument("--path", default="")
     parser.add_argument("--size", type=int)
     parser.add_argument("--events-before", type=float)
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--stats-before", type=float)
     parser.add_argument("--source", type=Path)
     parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--ours", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> int:
     try:
         # Before it is out of sight.
         source = None if arguments.source is None else arguments.source.open("rb")
-        directory = enter(arguments.directory, arguments.uid)
+        directory = enter(arguments.directory, arguments.uid, arguments.gid)
         match arguments.verb:
             case "write":
                 if directory is None:
@@ -52,11 +53,11 @@ def main() -> int:
                     raise ValueError(f"only {len(text)} of {arguments.size} bytes came")
                 write(arguments.path, text)
             case "sweep" if directory is not None:
-                sweep(directory, arguments)
+                sweep(Path(directory), arguments)
             case "pack" if directory is None:
                 pack_nothing(sys.stdout.buffer)
             case "pack":
-                pack(sys.stdout.buffer, without=arguments.without, plain=arguments.ours)
+                pack(sys.stdout.buffer, without=arguments.without, plain=arguments.plain)
             case "unpack" if directory is not None and source is not None:
                 with source:
                     unpack(source, keep_owner=arguments.ours and os.geteuid() == 0)

@@ -46,6 +46,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     agents: list[str]
     messages: int = 0
+    owners: dict[str, Annotated[int, Meta(ge=0, lt=2**32 - 1)]] = {}
+    """By agent, whose what is proposed for it is; of a hive whose agents have users of their own."""
     parts: dict[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*\Z")], Part]
 
 

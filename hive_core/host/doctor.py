@@ -12,6 +12,7 @@ from msgspec import UNSET
 from hive_core.config import Config
 from hive_core.domain import uid_range
 from hive_core.domain.cage import UID_RANGE
+from hive_core.host import doctor_nix, git
 from hive_core.host.survey import Host, look
 from hive_core.wire.machine import Check
 from hive_core.wire.version import VERSION
@@ -139,6 +140,20 @@ def group(host: Host, config: Config) -> Check:
             f"usermod -aG {config.admin_group} YOU",
         )
     return _ok(name, f"exists; in it: {', '.join(host.group_members)}")
+
+
+def repositories(host: Host, config: Config) -> Check:
+    """Agents run without them; what they are is then as it was spawned."""
+    name = "repositories"
+    if host.git is None:
+        return _warn(name, "git is not on PATH: nothing can be proposed or deployed", "apt install git")
+    needed = [user for user in host.missing_users if user != "hive-nix" or config.deploy.builder == "nix"]
+    if needed:
+        text = f"there is no user {' and no user '.join(needed)}: nothing can be proposed or deployed"
+        return _warn(
+            name, text, "make install   # or systemd-sysusers, with systemd/sysusers.d/hyperhive.conf"
+        )
+    return _ok(name, f"git {host.git} works on them, as {git.USER}")
 
 
 def service(host: Host, _config: Config) -> Check:
@@ -282,12 +297,14 @@ CHECKS: Final[tuple[Callable[[Host, Config], Check | None], ...]] = (
     service,
     run_dir,
     group,
+    repositories,
     disk,
     versions,
     images,
     settings_files,
     uid_pool,
     network,
+    *doctor_nix.CHECKS,
 )
 
 

@@ -125,8 +125,8 @@ class Images:
                 " set another machines.prefix"
             )
         top = machine_root.Top(image.path, image.directories) if image.kind is Kind.TREE else None
-        names = self._resolv_conf() if top is not None and cage.network is Network.VETH else None
-        machine_root.make(root, uppers, cage, top, names)
+        names = self.resolv_conf() if top is not None and cage.network is Network.VETH else None
+        machine_root.make(root, uppers, cage, top, names, with_store=self._is_in_store)
 
     def remove_root(self, machine: str) -> None:
         """Put away the root of *machine*, which does not run, if we made it.  `sweep` deletes it."""
@@ -240,7 +240,8 @@ class Images:
             raise NoImage(f"cannot {verb} image {name}: {ours} are the machines of agents")
 
     @staticmethod
-    def _resolv_conf() -> bytes | None:
+    def resolv_conf() -> bytes | None:
+        """Say who knows the names of the network; None: nobody can say."""
         for path in _RESOLV_CONFS:
             try:
                 with path.open("rb") as file:
@@ -248,6 +249,10 @@ class Images:
             except OSError:
                 continue
         return None
+
+    @property
+    def _is_in_store(self) -> bool:
+        return self._harness is not None and self._harness.is_relative_to(NIX_STORE)
 
     def _own_dir(self) -> Path:
         return self.machines_dir / OWN_DIR
@@ -309,7 +314,7 @@ class Images:
             raise CannotStart(
                 f"{who}: the image {image.name} has no /{missing[0]}; it must have systemd, D-Bus and Python"
             )
-        if self._harness is None:
+        if self._harness is None or self._is_in_store:  # then machines get the store, and its Python with it
             return image
         python = resolve_link_chain(self._harness / "bin/python3", self._harness)
         inside = python.is_relative_to(self._harness) or resolve_in(image.path, str(python)) is not None

@@ -5,6 +5,7 @@ that it holds on harness.lock: the kernel says who holds it, and lets go however
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import signal
@@ -12,18 +13,24 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 
 from hive_core.config import Config
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import CannotStart, MachineFacts, Usage
-from hive_core.host import process, sessions
+from hive_core.domain.declared import effective
+from hive_core.domain.manifest import NOTHING, Manifest
+from hive_core.host import credentials, machine_environment, process, releases, sessions
+from hive_core.host.machine_environment import BadEnvironment
+from hive_core.host.releases import Releases
 from hive_core.layout import AgentDirs
+from hive_core.wire.ids import MANAGER
 
 MAX_LOG_BYTES: Final = 8 * 2**20
 LOG_CHUNK_BYTES: Final = 128 * 2**10
@@ -55,6 +62,9 @@ _HARNESS_VARIABLES: Final = (
 )
 _HARNESS_PREFIXES: Final = ("ANTHROPIC_",)
 """What a harness is told by the environment, passed on from the daemon's."""
+_APPLIED: Final = "declared"
+"""In an agent's directory of sockets: the digest of what its harness was started with."""
+_GIVEN: Final = ("provider", "model", "prompt", "environment", "mcp_servers")
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 log = logging.getLogger(__name__)
@@ -63,8 +73,12 @@ log = logging.getLogger(__name__)
 class LocalMachine:
     """A running harness: one we started, or one that an earlier daemon did."""
 
-    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None, run: Path | None = None
+    ) -> None:
+        """*run* is its agent's directory of sockets."""
         self.pid = pid
+        self._run = run
         self._pidfd = pidfd
         self._child = child
 
@@ -77,6 +91,8 @@ class LocalMachine:
         # What it left behind in its session goes with it; before it is reaped, its pid is nobody else's.
         self._signal_group(signal.SIGKILL)
         status = self._child.wait() if self._child else None
+        if self._run is not None:
+            credentials.remove(self._run)
         return process.describe_exit(status)
 
     async def terminate(self) -> None:
@@ -100,9 +116,22 @@ class LocalMachines:
 
     isolation: Final = "none"
 
-    def __init__(self, dirs: Callable[[str], AgentDirs], config: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        dirs: Callable[[str], AgentDirs],
+        config: Callable[[], Config],
+        managers: Mapping[str, str] | None = None,
+        released: Path | None = None,
+    ) -> None:
+        """*managers* is what the manager's harness finds in its environment beside all that others do.
+
+        Below *released* lies what was deployed, if anything ever is.
+        """
         self._dirs = dirs
         self._config = config
+        self._managers = managers or {}
+        self._releases = Releases(released) if released is not None else None
+        self._applied: dict[str, str] = {}
 
     async def find(self, agent: str) -> LocalMachine | None:
         """Give the running harness of *agent*, if there is one."""
@@ -116,36 +145,87 @@ class LocalMachines:
         if _lock_holder(self._dirs(agent).lock) != pid:  # it ended, and its pid may be somebody else's
             os.close(pidfd)
             return None
-        return LocalMachine(pid, pidfd, None)
+        self._applied[agent] = _read_applied(self._dirs(agent)) or _digest(NOTHING, "")
+        return LocalMachine(pid, pidfd, None, self._dirs(agent).run)
 
     async def start(self, row: AgentRow) -> LocalMachine:
         """Start the harness of an agent.
 
         Raises:
+            CannotStart: what was deployed of it is missing.
             OSError: it cannot be started; a directory or the interpreter is missing.
         """
-        agent = row.name
+        agent, manifest = row.name, effective(row).manifest
         dirs, config = self._dirs(agent), self._config().harness
         dirs.make()
+        digest = await trio.to_thread.run_sync(self._digest_of, row)
+        model = manifest.model or config.model
         argv = [
             # -I: the harness runs in a directory that its agent writes, and must import nothing from there.
             *(sys.executable, "-I", "-m", "hive_agent", "serve"),
             *("--socket", str(dirs.socket)),
             *("--state", str(dirs.state)),
             *("--lock", str(dirs.lock)),
-            *("--provider", config.provider),
+            *("--provider", manifest.provider or config.provider),
             *("--linger", str(config.linger_s)),
-            *(("--model", config.model) if config.model else ()),
+            *(("--model", model) if model else ()),
         ]
         # A login of its own: refresh tokens rotate, so one that is shared is lost to all but one.
         own = {"HIVE_LABEL": agent, "CLAUDE_CONFIG_DIR": str(dirs.claude)}
-        environment = process.built_environment(own)
+        secrets = self._secrets(row)
+        own |= machine_environment.passed_on(manifest, row.declaration, secrets)
+        if agent == MANAGER:
+            own |= self._managers
+        environment = process.built_environment()
         for name, value in os.environ.items():
             if name in _HARNESS_VARIABLES or name.startswith(_HARNESS_PREFIXES):
                 environment[name] = value
+        environment |= manifest.environment | secrets | self._shown(row) | own
+        # Before there is anything that it could be wrong about.
+        (dirs.run / _APPLIED).write_text(digest)
+        self._applied[agent] = digest
         with dirs.log.open("ab") as log_file:
             child = process.start_session(argv, cwd=dirs.state, log=log_file, env=environment)
-        return LocalMachine(child.pid, os.pidfd_open(child.pid), child)
+        return LocalMachine(child.pid, os.pidfd_open(child.pid), child, dirs.run)
+
+    def _shown(self, row: AgentRow) -> dict[str, str]:
+        """Let its release be found, and what the host gives it; give what tells its harness where."""
+        run, declaration = self._dirs(row.name).run, row.declaration
+        credentials.lay_out(row.name, declaration.credentials if declaration is not None else {}, run)
+        if declaration is not None and declaration.mcp_servers:
+            credentials.put(
+                run / releases.EXTRA_MCP, msgspec.json.encode(effective(row).manifest.mcp_servers)
+            )
+        told: dict[str, str] = {}
+        if self._releases is not None and self._releases.show(row):
+            where = str(self._releases.of(row.name))
+            told = {"HIVE_RELEASE": where, **releases.environment(row.manifest, where)}
+        return told | machine_environment.told_of_host(declaration, str(run))
+
+    @staticmethod
+    def _secrets(row: AgentRow) -> dict[str, str]:
+        try:
+            return machine_environment.secrets_of(row.declaration)
+        except BadEnvironment as error:
+            raise CannotStart(f"cannot start {row.name}: its environment_file: {error}") from None
+
+    def _digest_of(self, row: AgentRow) -> str:
+        used = self._releases.used(row) if self._releases is not None else ""
+        told = machine_environment.told_of_host(row.declaration, "")
+        return _digest(effective(row).manifest, used, self._secrets(row) | told)
+
+    async def switch(self, row: AgentRow) -> bool:
+        """Say whether the running harness has all that *row* gives it; what can be shown anew is.
+
+        Raises:
+            CannotStart: what was deployed of it is missing.
+            OSError: it cannot be shown.
+        """
+        digest = await trio.to_thread.run_sync(self._digest_of, row)
+        if self.applied(row.name) != digest:
+            return False
+        self._shown(row)
+        return True
 
     async def update_limits(self, row: AgentRow) -> None:
         """Refuse: nothing limits a process of the daemon's own user.
@@ -176,11 +256,15 @@ class LocalMachines:
         by_session = await trio.to_thread.run_sync(sessions.usage_of, frozenset(leaders))
         return {agent: by_session[pid] for pid, agent in leaders.items() if pid in by_session}
 
-    def applied(self, agent: str) -> None:  # noqa: ARG002
-        return None
+    def applied(self, agent: str) -> str | None:
+        return self._applied.get(agent)
 
-    def declared(self, row: AgentRow) -> None:  # noqa: ARG002
-        return None
+    def declared(self, row: AgentRow) -> str | None:
+        """The digest of what is said of this agent, without what the configuration says for all."""
+        try:
+            return self._digest_of(row)
+        except CannotStart:
+            return None
 
     def is_member(self, agent: str, pid: int) -> bool:  # noqa: ARG002
         """Say yes: nothing tells the processes of one agent from another's."""
@@ -203,6 +287,22 @@ class LocalMachines:
 
     async def _tail(self, agent: str, lines: int) -> tuple[list[str], int]:
         return await trio.to_thread.run_sync(_read_tail, self._dirs(agent).log, lines)
+
+
+def _digest(manifest: Manifest, used: str, besides: Mapping[str, str] | None = None) -> str:
+    """Give a hash of what *manifest* gives a harness, and of the files of the release that it uses.
+
+    *besides* are variables that it gets of somebody else.
+    """
+    given = {key: getattr(manifest, key) for key in _GIVEN}
+    parts = [given, used, besides] if besides else [given, used]
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _read_applied(dirs: AgentDirs) -> str | None:
+    with suppress(OSError, ValueError):
+        return (dirs.run / _APPLIED).read_text()[:64]
+    return None
 
 
 def _read_tail(path: Path, lines: int) -> tuple[list[str], int]:

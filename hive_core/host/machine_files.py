@@ -89,6 +89,23 @@ def applied_digest(machine: str, agent: str) -> str | None:
     return digest
 
 
+def forget_digest(machine: str) -> None:
+    """Let nobody take *machine* for what it was started as: it is being changed.
+
+    Raises:
+        OSError: it cannot be noted.
+    """
+    path = nspawn.settings_path(machine)
+    text = _read(path)
+    if text is not None:
+        replace(path, nspawn.with_digest(text, nspawn.NO_DIGEST), mode=0o644)
+
+
+def closure(machine: str) -> str | None:
+    """Give the closure that *machine* was started from, or brought to; None: from a tree."""
+    return nspawn.read_closure(_read(nspawn.settings_path(machine)) or "")
+
+
 def linked_uid_base(machine: str) -> int | None:
     """Give the first uid of a *machine* that was started with a link to the outside; None: with none."""
     text = _read(nspawn.settings_path(machine)) or ""
@@ -102,7 +119,8 @@ def remove(machine: str, run_dir: Path) -> None:
     Raises:
         OSError: a file cannot be removed.
     """
-    for path in (nspawn.settings_path(machine), run_dir / "hive-agent.service", run_dir / "environment"):
+    ours = ("hive-agent.service", "environment", "resolv.conf", "extra-mcp.json")
+    for path in (nspawn.settings_path(machine), *(run_dir / name for name in ours)):
         path.unlink(missing_ok=True)
 
 

@@ -24,8 +24,18 @@ class Top(NamedTuple):
     """Those that get an overlay."""
 
 
-def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: bytes | None = None) -> None:
+def make(
+    root: Path,
+    uppers: Path,
+    cage: Cage,
+    top: Top | None,
+    resolv_conf: bytes | None = None,
+    *,
+    with_store: bool = False,
+) -> None:
     """Make *root* and *uppers*, which are not there; *top* is None for a machine without a tree.
+
+    *with_store*: a machine with a tree gets the host's /nix/store, too; without one it does always.
 
     *resolv_conf* says who knows the names of the network, if there is one.  nspawn cannot say it: it writes
     that file before there is an /etc.
@@ -41,16 +51,18 @@ def make(root: Path, uppers: Path, cage: Cage, top: Top | None, resolv_conf: byt
     _write(root / "usr/lib/os-release", "")
     etc = root / "etc"
     own: tuple[str, ...] = ("state", "agents") if cage.is_manager else ("agents", f"agents/{cage.agent}")
+    if top is None or with_store:
+        # A closure makes the rest of its root by itself, /nix/var too.
+        own += ("nix", "nix/store")
     if top is not None:
         _copy_top(top, root, uppers, besides=own)
+        if with_store and "nix" in top.directories:
+            _make(uppers / "nix/store")
         _make(uppers / "etc")
         etc = uppers / "etc"
         # Empty: systemd takes the id that nspawn has for it, and not the image's, which all machines share.
         _write(etc / "machine-id", "")
         _link_harness(etc)
-    else:
-        # A closure makes the rest of its root by itself, /nix/var too.
-        own += ("nix", "nix/store")
     if resolv_conf is not None:
         (etc / "resolv.conf").write_bytes(resolv_conf)
         (etc / "resolv.conf").chmod(0o644)

@@ -6,6 +6,7 @@ them any more, when old generations were deleted since: it has a root of its own
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,12 @@ ROOTS: Final = Path("/nix/var/nix/gcroots/hive")
 def profile(agent: str, profiles: Path = PROFILES) -> Path:
     """The profile whose current generation is what *agent* should run."""
     return profiles / agent / "system"
+
+
+def is_generation(agent: str, closure: str, profiles: Path = PROFILES) -> bool:
+    """Say whether *closure* is one of the generations of *agent*."""
+    links = profile(agent, profiles).parent.glob("system-*-link")
+    return any(_target(link) == Path(closure) for link in links)
 
 
 def pin_booted(agent: str, closure: Path, roots: Path = ROOTS) -> None:
@@ -39,6 +46,22 @@ def pin_booted(agent: str, closure: Path, roots: Path = ROOTS) -> None:
 def unpin_booted(agent: str, roots: Path = ROOTS) -> None:
     """Let the store have what was kept for *agent*; harmless when nothing was."""
     _booted(agent, roots).unlink(missing_ok=True)
+
+
+def remove_profile(agent: str, profiles: Path = PROFILES) -> None:
+    """Let the store have all generations of *agent*; harmless when it has none.
+
+    Raises:
+        OSError: they cannot be deleted.
+    """
+    directory = profile(agent, profiles).parent
+    if not directory.is_dir():
+        return
+    # The profile first: nobody finds it without its generations.
+    for path in [profile(agent, profiles), *directory.glob("system-*-link"), directory / "system.lock"]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else's are in it too
+        directory.rmdir()
 
 
 def sweep_generations(

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from hive_core.domain.cage import UID_RANGE, Cage, CannotStart, Network
+from hive_core.host.binds import Mount
 from hive_core.host.images import MACHINES_DIR, NIX_STORE, Image, Kind, upper_dir
+from hive_core.host.machine_environment import RELEASE
 from hive_core.host.machine_root import GUEST_UNIT
 
 HARNESS: Final = "/opt/hyperhive"
@@ -82,6 +84,7 @@ QUIET: Final = (
 """Arguments of a tree's systemd: the console is the log of the machine, nobody logs in there."""
 
 _PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._+@=~,-]*\Z")
+_CLOSURE_LINE: Final = re.compile(r"^Parameters=(/nix/store/[^/\s]+)/", re.MULTILINE)
 _DIGEST_LINE: Final = re.compile(r"^# digest=([0-9a-f]{64})$", re.MULTILINE)
 
 
@@ -103,6 +106,10 @@ class Sources:
     """The manager's: the proposals of all, what was applied, the flake of the hive."""
     applied: Path | None = None
     meta: Path | None = None
+    release: Path | None = None
+    """What was deployed of the agent."""
+    binds: tuple[Mount, ...] = ()
+    """What its agent.toml asks for, and an operator approved."""
 
 
 def unit_name(machine: str) -> str:
@@ -262,9 +269,24 @@ def signed(agent: str, text: str, digest: str) -> str:
     return f"# Written by hive-core for agent {agent}.\n# digest={digest}\n{text}"
 
 
+NO_DIGEST: Final = "0" * 64
+"""Of a machine that is neither as before nor as it is to be."""
+
+
 def read_digest(text: str) -> str | None:
     """Give the digest that a written file was signed with."""
     match = _DIGEST_LINE.search(text)
+    return match[1] if match else None
+
+
+def with_digest(text: str, digest: str) -> str:
+    """Give the written settings *text* with another digest."""
+    return _DIGEST_LINE.sub(f"# digest={digest}", text, count=1)
+
+
+def read_closure(text: str) -> str | None:
+    """Give the closure that a machine of written settings starts; None: it starts none."""
+    match = _CLOSURE_LINE.search(text)
     return match[1] if match else None
 
 
@@ -309,7 +331,8 @@ def _files(cage: Cage, image: Image, sources: Sources) -> Iterable[tuple[str, st
             yield "Overlay", f"+{IMAGE_INSIDE}/{name}:{upper}:/{name}"
         yield bind(sources.harness, HARNESS, options=":norbind")
         yield bind(sources.unit, GUEST_UNIT)
-    else:
+    if image.kind is not Kind.TREE or sources.harness.is_relative_to(NIX_STORE):
+        # What a harness of the store runs with is in there, too.
         yield bind(NIX_STORE, "/nix/store", options=":idmap,norbind")
     yield bind(sources.run, "/run/hive", options=":norbind")
     yield writable(sources.state, state_path(cage))
@@ -323,6 +346,11 @@ def _files(cage: Cage, image: Image, sources: Sources) -> Iterable[tuple[str, st
             yield bind(sources.meta, "/meta")
     elif sources.config is not None:
         yield bind(sources.config, f"/agents/{cage.agent}/config")
+    if sources.release is not None:
+        yield bind(sources.release, RELEASE, options=":norbind")
+    for mount in sources.binds:
+        key = "Bind" if mount.writable else "BindReadOnly"
+        yield key, f"{_plain(cage, mount.source)}:{_plain(cage, Path(mount.path))}:{mount.options}"
 
 
 def _plain(cage: Cage, path: Path) -> str:

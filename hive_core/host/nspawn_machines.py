@@ -7,7 +7,7 @@ What is not signed by us is never touched, whatever it is called.
 import logging
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -31,6 +31,7 @@ CLEAN_UP_S: Final = 20.0
 REASON_LINES: Final = 3
 MAX_REASON_CHARS: Final = 600
 
+SwitchLive = Callable[[str, str], Awaitable[bool]]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ class NspawnMachines:
     """Starts and finds the machines of agents.
 
     *config* is asked at each start.  Their names hold until the daemon ends.  *appeared* is
-    called with an agent whose machine runs and was not started here.
+    called with an agent whose machine runs and was not started here.  *switch_live* brings a running
+    machine, by its name, to another closure from inside, and says whether it could; it raises
+    CommandError when nobody can say.
     """
 
     isolation: Final = "nspawn"
@@ -50,7 +53,9 @@ class NspawnMachines:
         config: Callable[[], Config],
         images: Images,
         appeared: Callable[[str], None] = lambda _agent: None,
+        switch_live: SwitchLive | None = None,
     ) -> None:
+        self._switch_live = switch_live
         self._layout = layout
         self._config = config
         self._images = images
@@ -113,12 +118,18 @@ class NspawnMachines:
         leader = await machinectl.leader(machine, unit) or unit.main_pid
         pidfd = open_process(unit.main_pid, unit_of(machine))
         if known is not None:
-            self._ended(known)
+            self._forget_running(known)
         found = NspawnMachine(machine, unit, leader, pidfd, digest, self._ended)
         self._running[agent] = found
         return found
 
     def _ended(self, machine: NspawnMachine) -> None:
+        agent = self._names.agent(machine.machine)
+        if agent is not None and self._running.get(agent) is machine:
+            self._blueprints.put_away(agent)
+        self._forget_running(machine)
+
+    def _forget_running(self, machine: NspawnMachine) -> None:
         agent = self._names.agent(machine.machine)
         if agent is not None and self._running.get(agent) is machine:
             del self._running[agent]
@@ -147,6 +158,10 @@ class NspawnMachines:
         self._starting.add(agent)
         try:
             return await self._start(row)
+        except BaseException:
+            if agent not in self._running:
+                self._blueprints.put_away(agent)
+            raise
         finally:
             self._starting.discard(agent)
 
@@ -165,7 +180,7 @@ class NspawnMachines:
             if adopted is not None:
                 return adopted
             await self._end(machine)
-        changed = await trio.to_thread.run_sync(self._blueprints.build, cage)
+        changed = await trio.to_thread.run_sync(self._blueprints.build, row)
         self._littered.set()
         if changed or unit.need_daemon_reload or str(nspawn.drop_in_path(machine)) not in unit.drop_ins:
             await self._reload()
@@ -220,11 +235,12 @@ class NspawnMachines:
         with suppress(CommandError):
             lines = await journal.read_reason(unit, began_at, REASON_LINES)
             said = "; ".join(line.strip() for line in lines if line.strip())[-MAX_REASON_CHARS:]
-            if not (await machinectl.unit_state(unit)).is_down:
+            state = await machinectl.unit_state(unit)
+            if not state.is_down:
                 timeout_s = self._config().machines.start_timeout_s
                 return f"its machine was not up within {timeout_s:g} s" + (f": {said}" if said else "")
-            if said:
-                return f"its machine did not come up: {said}"
+            # An init that ends without a word leaves nothing but how it ended.
+            return f"its machine did not come up: {said or machinectl.describe_end(state)}"
         return str(error)
 
     # ── ending ──────────────────────────────────────────────────────────────────────────────────
@@ -297,6 +313,41 @@ class NspawnMachines:
         return sorted(signed | set(filter(None, map(self._names.agent, self._images.rooted()))))
 
     # ── what a running one has ──────────────────────────────────────────────────────────────────
+
+    async def switch(self, row: AgentRow) -> bool:
+        """Bring its running machine to *row* without an end; False: it needs a start.
+
+        Limits and what was deployed can be changed in it, and a closure that all else fits to.
+
+        Raises:
+            CannotStart: the host cannot provide what is declared.
+            OSError, CommandError: it cannot be changed.
+        """
+        running = self._running.get(row.name)
+        if running is None:
+            return False
+        cage = self._blueprints.cage(row)
+        _, rendered = await trio.to_thread.run_sync(self._blueprints.render, row)
+        if rendered.digest != running.digest and not await self._switch_closure(row, running):
+            return False
+        await trio.to_thread.run_sync(self._blueprints.show, row)
+        await machinectl.set_limits(cage.machine, cage.limits)
+        return True
+
+    async def _switch_closure(self, row: AgentRow, running: NspawnMachine) -> bool:
+        """Bring a machine to another closure, if it differs from *row* in that alone."""
+        if self._switch_live is None:
+            return False
+        closure = await trio.to_thread.run_sync(self._blueprints.only_closure_differs, row, running.digest)
+        if closure is None:
+            return False
+        # Whatever comes of it, by then it is not what it was started with.
+        await trio.to_thread.run_sync(machine_files.forget_digest, running.machine)
+        running.digest = nspawn.NO_DIGEST
+        if not await self._switch_live(running.machine, str(closure)):
+            return False
+        running.digest = await trio.to_thread.run_sync(self._blueprints.note_switched, row)
+        return True
 
     async def update_limits(self, row: AgentRow) -> None:
         """Apply the limits of *row* to its running machine.

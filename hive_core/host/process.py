@@ -1,16 +1,19 @@
 """Starts processes.  Nothing else in hive_core does."""
 
 import os
+import pwd
+import secrets
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import trio
-
-KILL_AFTER_S: Final = 5.0
 
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER", "LOGNAME")
 
@@ -62,6 +65,29 @@ def describe_exit(status: int | None) -> str:
     return f"exit status {status}"
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom a child of root's becomes, with no group but its own."""
+
+    uid: int
+    gid: int
+
+
+def find_user(name: str) -> User:
+    """Give the system user *name*.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise OSError(
+            f"there is no user {name} on this host; make install makes it, or systemd-sysusers"
+        ) from None
+    return User(found.pw_uid, found.pw_gid)
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -70,17 +96,48 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     said_to: bytes | None = None,
+    user: User | None = None,
 ) -> bytes:
     """Run *argv* to its end and return what it wrote to stdout.
 
     *env* is added to the environment, *said_to* is written to its stdin.  When *timeout_s* runs out, it
-    writes more than *max_output_bytes*, or the caller is cancelled, the process is killed; it is gone when
-    this returns.
+    writes more than *max_output_bytes*, or the caller is cancelled, the process is killed with what it
+    started in its session; it is gone when this returns.  As *user*, where that is not us.
 
     Raises:
         CommandError: it ended with a status other than 0, or wrote too much.
         OSError: it cannot be started.
         trio.TooSlowError: *timeout_s* ran out.
+    """
+    said, too_much = await run_cut(
+        argv,
+        timeout_s=timeout_s,
+        max_output_bytes=max_output_bytes,
+        env=env,
+        cwd=cwd,
+        said_to=said_to,
+        user=user,
+    )
+    if too_much:
+        raise CommandError(f"{' '.join(argv)}: wrote more than {max_output_bytes} bytes")
+    return said
+
+
+async def run_cut(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    max_output_bytes: int,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    said_to: bytes | None = None,
+    user: User | None = None,
+) -> tuple[bytes, bool]:
+    """Do as `run`, and give the first *max_output_bytes* of the output, and whether there was more.
+
+    Raises:
+        CommandError: it ended with a status other than 0 before it had written too much.
+        OSError, trio.TooSlowError: as `run`.
     """
     process = await trio.lowlevel.open_process(
         list(argv),
@@ -90,6 +147,7 @@ async def run(
         env=built_environment(env),
         cwd=cwd,
         start_new_session=True,
+        **_becoming(user),
     )
     said = bytearray()
     complained = bytearray()
@@ -98,7 +156,7 @@ async def run(
         async for chunk in stream:
             into += chunk
             if len(into) > limit:
-                process.kill()
+                _kill_session(process)
                 return
 
     async def tell(stream: trio.abc.SendStream, text: bytes) -> None:
@@ -119,18 +177,109 @@ async def run(
             await process.wait()
     finally:
         with trio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.kill()
+            _kill_session(process)
             await process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     await stream.aclose()
     if len(said) > max_output_bytes:
-        raise CommandError(f"{' '.join(argv)}: wrote more than {max_output_bytes} bytes")
+        return bytes(said[:max_output_bytes]), True
     if process.returncode:
         words = complained.decode(errors="replace").strip()[-500:]
         raise CommandError(f"{' '.join(argv)}: {describe_exit(process.returncode)}: {words}")
-    return bytes(said)
+    return bytes(said), False
+
+
+async def run_pair(
+    source: Sequence[str],
+    sink: Sequence[str],
+    *,
+    timeout_s: float,
+    max_output_bytes: int,
+) -> bytes:
+    """Run *source* with its stdout as the stdin of *sink*, and return what *sink* wrote.
+
+    Both are gone when this returns.
+
+    Raises:
+        CommandError: one ended with a status other than 0; *source*'s words come first, being the cause.
+        OSError: one cannot be started.
+        trio.TooSlowError: *timeout_s* ran out.
+    """
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as end, open(writing, "wb", buffering=0) as begin:  # noqa: PTH123 - descriptors
+        first = await trio.lowlevel.open_process(
+            list(source),
+            stdin=subprocess.DEVNULL,
+            stdout=begin,
+            stderr=subprocess.PIPE,
+            env=built_environment(),
+            start_new_session=True,
+        )
+        try:
+            second = await trio.lowlevel.open_process(
+                list(sink),
+                stdin=end,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=built_environment(),
+                start_new_session=True,
+            )
+        except BaseException:
+            await _end(first)
+            raise
+    said: dict[str, bytearray] = {"first": bytearray(), "second": bytearray(), "answer": bytearray()}
+
+    async def collect(process: trio.Process, stream: trio.abc.ReceiveStream | None, what: str) -> None:
+        assert stream is not None
+        limit = max_output_bytes if what == "answer" else 64 * 1024
+        async for chunk in stream:
+            said[what] += chunk
+            if len(said[what]) > limit:
+                _kill_session(process)
+                return
+
+    try:
+        with trio.fail_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(collect, first, first.stderr, "first")
+                nursery.start_soon(collect, second, second.stdout, "answer")
+                nursery.start_soon(collect, second, second.stderr, "second")
+                await second.wait()
+                # Without a reader it has nothing more to do; it may hang in what it reads.
+                with trio.move_on_after(1.0):
+                    await first.wait()
+                _kill_session(first)
+                await first.wait()
+    finally:
+        await _end(first)
+        await _end(second)
+    for process, argv, words in ((first, source, said["first"]), (second, sink, said["second"])):
+        # One whose reader refused was ended by that.
+        if process.returncode and not (process is first and second.returncode and not words):
+            text = words.decode(errors="replace").strip()[-500:]
+            raise CommandError(f"{' '.join(argv)}: {describe_exit(process.returncode)}: {text}")
+    return bytes(said["answer"])
+
+
+async def _end(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        _kill_session(process)
+        await process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                await stream.aclose()
+
+
+def _kill_session(process: trio.Process) -> None:
+    """Kill *process*, which began a session, and what it started there; harmless when it has ended."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _becoming(user: User | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
 
 
 class Lines:
@@ -199,3 +348,95 @@ async def open_lines(
             await process.wait()
             if process.stdout is not None:
                 await process.stdout.aclose()
+
+
+MARK: Final = "HIVE_STARTED_AS"
+"""A variable that everything has which a program of `run_aloud` started, however it detached itself."""
+_SWEEPS: Final = 50
+"""Looks for what is to be killed: it may start more meanwhile."""
+
+
+async def run_aloud(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    tell: Callable[[bytes], None],
+    max_line_bytes: int = 8192,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> bytes:
+    """Run *argv* to its end, *tell* each line of its output as it comes, and give the last of its stdout.
+
+    Of a line that is too long the end is dropped; empty ones are told and never given.  When it has ended,
+    *timeout_s* runs out or the caller is cancelled, it is killed with all that it started and still runs.
+
+    Raises:
+        CommandError: it ended with a status other than 0.
+        OSError: it cannot be started.
+        trio.TooSlowError: *timeout_s* ran out.
+    """
+    mark = secrets.token_hex(16)
+    process = await trio.lowlevel.open_process(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=built_environment(env) | {MARK: mark},
+        cwd=cwd,
+        start_new_session=True,
+    )
+    last = b""
+
+    async def listen(stream: trio.abc.ReceiveStream, *, is_stdout: bool) -> None:
+        nonlocal last
+        rest = bytearray()
+        while chunk := await stream.receive_some(64 * 1024):
+            *whole, end = chunk.split(b"\n")
+            for piece in whole:
+                line = bytes((rest + piece)[:max_line_bytes])
+                rest.clear()
+                last = line if is_stdout and line.strip() else last
+                tell(line)
+            rest += end[: max_line_bytes - len(rest)]
+        if rest:
+            last = bytes(rest) if is_stdout else last
+            tell(bytes(rest))
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with trio.fail_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(listen, process.stdout, is_stdout=True))
+                nursery.start_soon(partial(listen, process.stderr, is_stdout=False))
+                await process.wait()
+                # What it left behind holds the pipes open.
+                await trio.to_thread.run_sync(_kill_marked, mark)
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            await trio.to_thread.run_sync(_kill_marked, mark)
+            await process.stdout.aclose()
+            await process.stderr.aclose()
+    if process.returncode:
+        raise CommandError(f"{' '.join(argv)}: {describe_exit(process.returncode)}")
+    return last
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill every process with *mark* in its environment, until there is none."""
+    wanted = f"{MARK}={mark}".encode()
+    for _ in range(_SWEEPS):
+        found = False
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                # It may end meanwhile; what is another user's is none of ours.
+                with suppress(OSError):
+                    if wanted in (entry / "environ").read_bytes():
+                        os.kill(int(entry.name), signal.SIGKILL)
+                        found = True
+        if not found:
+            return
+        time.sleep(0.01)

@@ -17,13 +17,15 @@ import trio
 from hive_core.config import Config
 from hive_core.domain.cage import CannotStart
 from hive_core.domain.machine_names import MachineNames
-from hive_core.host import process
+from hive_core.host import git, nix_survey, process
 from hive_core.host.images import MACHINES_DIR, Images
 from hive_core.host.netlink import TABLE as OWN_TABLE
+from hive_core.host.nix_survey import SeenNix
 
 DEADLINE_S: Final = 10.0
 MAX_OUTPUT_BYTES: Final = 64 * 1024
 PROGRAMS: Final = ("systemd-nspawn", "machinectl", "systemctl", "systemd-run", "busctl", "journalctl")
+USERS: Final = (git.USER, "hive-nix")
 RUN_DIR: Final = "/run/hyperhive"
 STATE_DIR: Final = "/var/lib/hyperhive"
 IMAGES_DIR: Final = str(MACHINES_DIR)
@@ -70,6 +72,10 @@ class Host:
     run_dir_mode: int | None
     run_dir_owner: int | None
     group_members: tuple[str, ...] | None
+    missing_users: tuple[str, ...]
+    """Of those that the hive runs programs as."""
+    git: str | None
+    """Its version."""
     state_dir: str
     free_bytes: int | None
     harness_dir: str
@@ -87,6 +93,8 @@ class Host:
     """One of the chains is Docker's."""
     veth_links: bool
     """A machine of ours has one now."""
+    nix: SeenNix | None = None
+    """None where the hive builds without it."""
 
 
 async def look(config: Config, root: Path = Path("/")) -> Host:
@@ -124,6 +132,8 @@ async def look(config: Config, root: Path = Path("/")) -> Host:
         run_dir_mode=mode,
         run_dir_owner=owner,
         group_members=await in_thread(_members, config.admin_group),
+        missing_users=await in_thread(_missing_users),
+        git=(await _say("git", "--version")).text.strip().removeprefix("git version ") or None,
         state_dir=state_dir,
         free_bytes=_free_bytes(root / state_dir.lstrip("/")),
         harness_dir=harness_dir,
@@ -142,6 +152,7 @@ async def look(config: Config, root: Path = Path("/")) -> Host:
         veth_links=any(
             names.covers(path.name.removeprefix("ve-")) for path in (root / "sys/class/net").glob("ve-*")
         ),
+        nix=await nix_survey.look(config),
     )
 
 
@@ -272,6 +283,16 @@ def _members(group: str) -> tuple[str, ...] | None:
         return None
     primary = [user.pw_name for user in pwd.getpwall() if user.pw_gid == found.gr_gid]
     return tuple(sorted({*found.gr_mem, *primary}))
+
+
+def _missing_users() -> tuple[str, ...]:
+    missing = []
+    for name in USERS:
+        try:
+            process.find_user(name)
+        except OSError:
+            missing.append(name)
+    return tuple(missing)
 
 
 def _images(config: Config, harness: Path) -> tuple[SeenImage, ...] | None:

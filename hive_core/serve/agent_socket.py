@@ -13,6 +13,7 @@ from hive_core.serve.identity import Admit
 from hive_core.wire import agent, envelope
 from hive_core.wire.errors import ErrorCode, ProtocolError, Refused
 from hive_core.wire.frame import FrameDecoder
+from hive_core.wire.ids import MANAGER
 from hive_core.wire.limits import PROTOCOL, SMALL_FRAME_BYTES
 from hive_core.wire.stream import HELLO_TIMEOUT_S, Connection
 from hive_core.wire.version import VERSION
@@ -32,15 +33,16 @@ async def answer(
     if refusal is not None:
         connection.send_nowait(envelope.encode_fault(0, ErrorCode.FORBIDDEN, refusal))
         return
+    role = Role.MANAGER if name == MANAGER else Role.AGENT
     with trio.move_on_after(HELLO_TIMEOUT_S) as patience:
         first = await connection.receive()
     if patience.cancelled_caught:
         _refuse_hello(connection, f"cannot talk: no hello within {HELLO_TIMEOUT_S:g} s")
     elif first[:1] == b"{":
-        peer = Peer(Role.AGENT, name, process.uid, process.pid, in_turn=True)
+        peer = Peer(role, name, process.uid, process.pid, in_turn=True)
         await mcp.answer(deps, peer, shares, stop, connection, first)
     elif first[:1] == b"\x00":
-        peer = Peer(Role.AGENT, name, process.uid, process.pid)
+        peer = Peer(role, name, process.uid, process.pid)
         await _answer_frames(deps, peer, shares, stop, connection, first)
     elif first:
         connection.send_nowait(b"cannot read this: a frame begins with the byte 0x00, MCP with {\n")

@@ -12,7 +12,7 @@ import trio
 from hive_core.broker import Handover
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import Deps, Peer
-from hive_core.handlers.routes import ROUTES, Route
+from hive_core.handlers.routes import Route, route_of
 from hive_core.serve.doors import log_bug
 from hive_core.wire.agent import AckTurn
 from hive_core.wire.errors import Disconnected, ErrorCode, Refused
@@ -120,7 +120,7 @@ class OpenCalls(Generic[Key]):
             if isinstance(request, AckTurn):
                 for calls in self._shares.watched:
                     calls.look()
-            route = ROUTES[type(request)]
+            route = route_of(request, self._peer.role)
             if route.stream and len(self._streams) >= MAX_OPEN_STREAMS:
                 raise Refused(
                     ErrorCode.UNAVAILABLE, f"cannot open the stream: {MAX_OPEN_STREAMS} are open, the limit"

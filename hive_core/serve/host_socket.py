@@ -11,7 +11,7 @@ import trio
 
 from hive_core.deferred import Deferred
 from hive_core.handlers.deps import CutOff, Deps, Emit, Peer, Role
-from hive_core.handlers.routes import ROUTES, Route
+from hive_core.handlers.routes import Route, route_of
 from hive_core.serve.doors import log_bug
 from hive_core.wire import host
 from hive_core.wire.errors import Disconnected, ErrorCode, LineTooLong, Refused
@@ -78,7 +78,7 @@ class _Session:
             return
         try:
             request = host.decode_request(line)
-            route = ROUTES[type(request)]
+            route = route_of(request, self._peer.role)
             follow = route.handler if route.stream else route.following
             if follow is not None and getattr(request, "follow", True):
                 if route.check is not None:

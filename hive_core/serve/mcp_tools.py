@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from hive_core.domain.clock import rfc3339
+from hive_core.domain.visible import one_line
 from hive_core.handlers.deps import Role
 from hive_core.handlers.routes import ROUTES
-from hive_core.wire import agent
+from hive_core.wire import agent, agent_manager
 from hive_core.wire.envelope import DECODE_ERRORS, explain
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.limits import MAX_KEY_CHARS
@@ -41,6 +42,12 @@ class Tool:
     render: Render
     advice: str = ""
     reads_only: bool = False
+    managers: frozenset[str] = frozenset()
+    """Arguments that only the manager's has."""
+
+    def of(self, role: Role) -> "Tool":
+        """Give the tool as *role* has it."""
+        return self if role is not Role.MANAGER else replace(self, managers=frozenset())
 
     @property
     def description(self) -> str:
@@ -50,7 +57,9 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """JSON schema of the arguments, whole in itself."""
-        return _schema_of(self.request)
+        whole = _schema_of(self.request)
+        shown = {name: schema for name, schema in whole["properties"].items() if name not in self.managers}
+        return whole | {"properties": shown}
 
     def read(self, arguments: Mapping[str, Any], meta: Mapping[str, Any]) -> agent.Request:
         """Give the request that a call with *arguments* means.
@@ -98,7 +107,7 @@ class ListedTool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 @cache
 def tools_for(role: Role) -> Mapping[str, Tool]:
     """The tools that *role* may call, by name."""
-    return {tool.name: tool for tool in TOOLS if ROUTES[tool.request].may_call is role}
+    return {tool.name: tool.of(role) for tool in TOOLS if ROUTES[tool.request].admits(role)}
 
 
 @cache
@@ -173,6 +182,64 @@ def _render_threads(result: agent.Threads) -> str:
     return "\n".join([*threads, f"{waiting} to be taken."])
 
 
+def _render_requested(result: agent_manager.Requested) -> str:
+    return f"Approval {result.id} waits for the operator. What becomes of it comes as a message from system."
+
+
+def _render_agents(result: agent_manager.Agents) -> str:
+    return "\n".join(map(_render_agent, result.agents)) or "(none)"
+
+
+def _render_agent(brief: agent_manager.AgentBrief) -> str:
+    flags = {
+        "failed": brief.failed,
+        "paused": brief.paused,
+        "needs an update": brief.needs_update,
+        "needs a login": brief.needs_login,
+    }
+    state = "running" if brief.running else "stopped"
+    words = [state if isinstance(brief.transient, UnsetType) else brief.transient]
+    words += [flag for flag, holds in flags.items() if holds]
+    if not isinstance(brief.deployed_sha, UnsetType):
+        tag = "" if isinstance(brief.deployed_tag, UnsetType) else f"{brief.deployed_tag} "
+        words.append(f"runs {tag}({brief.deployed_sha[:12]})")
+    if brief.unread:
+        words.append(f"{brief.unread} unread")
+    if not isinstance(brief.failure, UnsetType):
+        words.append(f"last exit: {_quote(brief.failure)}")
+    if not isinstance(brief.status_text, UnsetType):
+        words.append(f"says: {_quote(brief.status_text)}")
+    return f"{brief.name}: {', '.join(words)}"
+
+
+def _render_approvals(result: agent_manager.Approvals) -> str:
+    return "\n".join(map(_render_approval, result.approvals)) or "(none)"
+
+
+def _render_approval(brief: agent_manager.ApprovalBrief) -> str:
+    words = [f"approval {brief.id}: {brief.kind}"]
+    if brief.agent:
+        words.append(f"of {brief.agent}")
+    if not isinstance(brief.sha, UnsetType):
+        words.append(f"at {one_line(brief.sha)[:64]}")
+    words.append(f"by {brief.proposer}: {brief.status}")
+    if brief.in_work:
+        words.append("and being carried out")
+    if not isinstance(brief.tag, UnsetType):
+        words.append(f"as {brief.tag}")
+    text = " ".join(words)
+    if not isinstance(brief.description, UnsetType):
+        text += f"; for: {_quote(brief.description)}"
+    if not isinstance(brief.note, UnsetType):
+        text += f"; note: {_quote(brief.note)}"
+    return text
+
+
+def _quote(text: str) -> str:
+    """Keep what others wrote on its line and in its quotes, so that it says nothing in our name."""
+    return '"' + one_line(text).replace('"', "'") + '"'
+
+
 def _parties(thread: agent.OpenThread) -> str:
     if isinstance(thread.asker, UnsetType) or isinstance(thread.asked_of, UnsetType):
         return ""
@@ -222,8 +289,8 @@ def _schema_of(request: type[agent.Request]) -> dict[str, Any]:
 
 
 def _plain(node: Any, defs: Mapping[str, Any]) -> Any:
-    """Give *node* without references, without the null that stands for an absent argument, and
-    without bounds that no client's numbers can hold.
+    """Give *node* without references, without the null that stands for an absent argument, without bounds
+    that no client's numbers can hold, and with patterns as JavaScript reads them too.
     """
     if isinstance(node, list):
         return [_plain(child, defs) for child in node]
@@ -236,6 +303,8 @@ def _plain(node: Any, defs: Mapping[str, Any]) -> Any:
         for key, value in node.items()
         if key != "$defs" and not (key in {"minimum", "maximum"} and abs(value) >= _JS_SAFE)
     }
+    if isinstance(plain.get("pattern"), str):
+        plain["pattern"] = re.sub(r"\\Z\Z", "$", plain["pattern"])
     if plain.get("default", ...) is None:
         del plain["default"]
     choices = [choice for choice in plain.get("anyOf", ()) if choice != {"type": "null"}]
@@ -276,12 +345,56 @@ TOOLS: Final = (
     Tool("get_open_threads", agent.OpenThreads, _render_threads, reads_only=True),
     Tool("cancel_thread", agent.CancelThread, lambda _result: "Cancelled."),
     Tool("whoami", agent.Whoami, _render_identity, reads_only=True),
-    Tool("get_logs", agent.Logs, _render_lines, reads_only=True),
+    Tool("get_logs", agent.Logs, _render_lines, reads_only=True, managers=frozenset({"name"})),
     Tool("set_status", agent.SetStatus, lambda _result: "Done.", "The operator sees it."),
     Tool(
         "request_next_turn",
         agent.RequestNextTurn,
         _render_next_turn,
         "Call it when there is more to do than fits this turn.",
+    ),
+    Tool(
+        "request_spawn",
+        agent_manager.RequestSpawn,
+        _render_requested,
+        "Say in the description who wants it and for what. To have its configuration reviewed before "
+        "anything runs, call request_init_config first.",
+    ),
+    Tool(
+        "request_init_config",
+        agent_manager.RequestInitConfig,
+        _render_requested,
+        "When it was approved, config_ready comes from system: edit and commit what is there, then call "
+        "request_spawn.",
+    ),
+    Tool(
+        "request_apply_commit",
+        agent_manager.RequestApplyCommit,
+        _render_requested,
+        "Commit first, and read your own diff: the operator decides on exactly that commit. A later commit "
+        "needs a request of its own.",
+    ),
+    Tool(
+        "open_config",
+        agent_manager.OpenConfig,
+        lambda _result: "It is there, as NAME/config among the proposed configurations.",
+        "Call it before you edit the configuration of an agent for the first time.",
+    ),
+    Tool("request_update_meta_inputs", agent_manager.RequestUpdateInputs, _render_requested),
+    Tool("list_approvals", agent_manager.ListApprovals, _render_approvals, reads_only=True),
+    Tool("list_agents", agent_manager.ListAgents, _render_agents, reads_only=True),
+    Tool(
+        "kill",
+        agent_manager.Kill,
+        lambda _result: "It is being stopped.",
+        "Its state is kept; start brings it back.",
+    ),
+    Tool("start", agent_manager.Start, lambda _result: "It is being started."),
+    Tool("restart", agent_manager.Restart, lambda _result: "It is being restarted."),
+    Tool(
+        "update",
+        agent_manager.Update,
+        lambda _result: "It is being rebuilt.",
+        "It changes nothing in what is deployed: for that, call request_apply_commit.",
     ),
 )

@@ -22,6 +22,7 @@ import apsw
 import trio
 
 from hive_core.deferred import Deferred
+from hive_core.store.private import make_private
 from hive_core.store.schema import SchemaError, migrate
 from hive_core.wire.errors import ErrorCode, Refused
 
@@ -386,6 +387,8 @@ def _transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
 
 def _open(path: Path, *, read_only: bool = False) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    if not read_only:
+        make_private(path)
     db = apsw.Connection(str(path), flags=flags)
     db.set_busy_timeout(5000)
     if not read_only:

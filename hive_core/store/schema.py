@@ -212,9 +212,53 @@ def _conversations(db: apsw.Connection) -> None:
     db.execute("create index repeats_of_agent on repeats (agent)")
 
 
+def _approvals(db: apsw.Connection) -> None:
+    """Who asked, what was decided on, what came of it; and what of an agent is deployed."""
+    for column in (
+        "proposer text not null default 'manager'",
+        "base_sha text",
+        "expires_at real",
+        "decided_by_uid integer",
+        "tag text",
+        # Nothing happens to it any more: of one that was approved, its effect is over.
+        "finished integer not null default 0",
+    ):
+        db.execute(f"alter table approvals add column {column}")
+    # What the original had approved it had carried out.
+    db.execute("update approvals set finished = 1 where status <> 'pending'")
+    db.execute("create index approvals_open on approvals (id) where finished = 0")
+    db.execute(
+        "create table deploys (id integer primary key autoincrement, agent text not null, kind text not null,"
+        " step text not null, requested_at real not null, approval_id integer, sha text, from_sha text,"
+        " tag text, output text, before_json text, error text, uid integer, started_at real,"
+        " finished_at real)"
+    )
+    db.execute("create index deploys_open on deploys (id) where finished_at is null")
+    db.execute("create index deploys_of_agent on deploys (agent, id)")
+    db.execute(
+        "create unique index deploys_by_approval on deploys (approval_id) where approval_id is not null"
+    )
+    db.execute(
+        "create table deploy_steps (id integer primary key autoincrement, deploy_id integer not null,"
+        " step text not null, at real not null)"
+    )
+    db.execute("create index deploy_steps_of on deploy_steps (deploy_id)")
+    # What runs, or is to: the commit, its tag, and its agent.toml as JSON (domain/manifest.py).
+    for column in ("deployed_sha text", "deployed_tag text", "manifest text"):
+        db.execute(f"alter table agents add column {column}")
+
+
+def _declarations(db: apsw.Connection) -> None:
+    """What the host's configuration says of an agent, as JSON, and the hash of what could not be had."""
+    for column in ("declaration text", "refused_declaration text"):
+        db.execute(f"alter table agents add column {column}")
+
+
 MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     _first_of_ours,
     _machines,
     _conversations,
+    _approvals,
+    _declarations,
 )
 """Number N is at index N - 1.  One that has been released is never changed."""

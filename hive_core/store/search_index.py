@@ -6,6 +6,8 @@ from typing import Final, cast
 
 import apsw
 
+from hive_core.store.private import make_private
+
 LAYOUT: Final = 1
 """Of the index.  One of another layout is thrown away."""
 
@@ -61,6 +63,7 @@ class SearchIndex:
 
 
 def _open(path: Path) -> apsw.Connection:
+    make_private(path)
     db = apsw.Connection(str(path))
     try:
         db.set_busy_timeout(5000)

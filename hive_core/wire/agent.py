@@ -9,14 +9,15 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from hive_core.wire import agent_manager, agent_verb
+from hive_core.wire.agent_verb import Key
 from hive_core.wire.envelope import DECODE_ERRORS, MAX_EXPLAINED_BYTES, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
-from hive_core.wire.ids import OPERATOR, Label, RowId, UnixSeconds
+from hive_core.wire.ids import OPERATOR, AgentName, Label, RowId, UnixSeconds
 from hive_core.wire.limits import (
     MAX_DEAD_REASON_CHARS,
     MAX_EVENT_BYTES,
     MAX_EVENT_DEPTH,
-    MAX_KEY_CHARS,
     MAX_LOG_LINES,
     MAX_PUBLISH_EVENTS,
     MAX_RECV_MESSAGES,
@@ -26,15 +27,9 @@ from hive_core.wire.limits import (
     MAX_STATUS_CHARS,
 )
 
-Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARS)]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    pass
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    pass
+# Known by these names to everybody who speaks on an agent's socket.
+Request = agent_verb.Request
+Result = agent_verb.Result
 
 
 # ── messages ────────────────────────────────────────────────────────────────────────────────────
@@ -183,7 +178,7 @@ class Ask(Request, frozen=True, kw_only=True, tag="ask"):
     question: Annotated[str, Meta(description="The question, at most 8 KiB.")]
     options: Annotated[
         list[str], Meta(description="Answers to choose from; any other may be given as well.")
-    ] = []
+    ] = msgspec.field(default_factory=list)
     multi: Annotated[bool, Meta(description="Several options may be chosen.")] = False
     ttl_seconds: (
         Annotated[float, Meta(gt=0, description="After this time, at most 6 h, the answer is `[expired]`.")]
@@ -206,17 +201,19 @@ class Answer(Request, frozen=True, kw_only=True, tag="answer"):
 
 
 class OpenThreads(Request, frozen=True, kw_only=True, tag="open_threads"):
-    """What this agent waits for, and what waits for it; the oldest first.  The manager sees all questions."""
+    """What this agent waits for, and what waits for it; the oldest first.  The manager sees all questions
+    and approvals.
+    """
 
 
 class OpenThread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str
-    """`question` or `reminder`."""
+    """`question`, `reminder` or `approval`."""
     id: int
     text: str
     since: float
     asker: str | UnsetType = UNSET
-    """Who asked the question."""
+    """Who asked the question, or for the approval."""
     asked_of: str | UnsetType = UNSET
     """Who is to answer it."""
     due_at: float | UnsetType = UNSET
@@ -229,9 +226,9 @@ class Threads(Result, frozen=True, kw_only=True):
 
 
 class CancelThread(Request, frozen=True, kw_only=True, tag="cancel_thread"):
-    """End a question that this agent asked, or drop one of its reminders."""
+    """End a question that this agent asked, or drop one of its reminders or requests for approval."""
 
-    kind: Literal["question", "reminder"]
+    kind: Literal["question", "reminder", "approval"]
     id: RowId
     idempotency_key: Key | None = None
 
@@ -291,9 +288,11 @@ class SetStatus(Request, frozen=True, kw_only=True, tag="set_status"):
 
 
 class Logs(Request, frozen=True, kw_only=True, tag="logs"):
-    """The last lines of this agent's own log."""
+    """The last lines of this agent's own log; for the manager, of any agent's."""
 
     lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES, description="How many lines.")] = 100
+    name: Annotated[AgentName, Meta(description="Of this agent, instead of your own.")] | None = None
+    """Only the manager may say it."""
 
 
 class LogLines(Result, frozen=True, kw_only=True):
@@ -334,7 +333,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Publish(Request, frozen=True, kw_only=True, tag="publish"):
     """Show events live.  They are in the agent's file already; a repeated id is ignored."""
 
-    events: Annotated[list[Event], Meta(max_length=MAX_PUBLISH_EVENTS)] = []
+    events: Annotated[list[Event], Meta(max_length=MAX_PUBLISH_EVENTS)] = msgspec.field(default_factory=list)
     now: Snapshot | None = None
 
 
@@ -454,6 +453,17 @@ AnyRequest = (
     | Publish
     | SubscribeControl
     | ControlDone
+    | agent_manager.RequestSpawn
+    | agent_manager.RequestInitConfig
+    | agent_manager.RequestApplyCommit
+    | agent_manager.RequestUpdateInputs
+    | agent_manager.OpenConfig
+    | agent_manager.ListApprovals
+    | agent_manager.ListAgents
+    | agent_manager.Kill
+    | agent_manager.Start
+    | agent_manager.Restart
+    | agent_manager.Update
 )
 
 TYPES: Final[dict[str, type[Request]]] = {

@@ -11,16 +11,11 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hive_core.wire import allow, dead, question, reminder, retention, rows, search, verb
+from hive_core.wire import allow, approval, dead, question, reminder, retention, rows, search, verb
 from hive_core.wire.envelope import DECODE_ERRORS, explain, explain_request
 from hive_core.wire.errors import ErrorCode, Refused
 from hive_core.wire.ids import AgentName, Label, RowId
-from hive_core.wire.limits import (
-    MAX_CODE_CHARS,
-    MAX_KEY_CHARS,
-    MAX_LOG_LINES,
-    MAX_ROWS,
-)
+from hive_core.wire.limits import MAX_CODE_CHARS, MAX_KEY_CHARS, MAX_LOG_LINES, MAX_ROWS
 from hive_core.wire.machine import Check, ImageName, ImageRow, Percent, Size, Tasks, UsageRow
 from hive_core.wire.rules import without_patterns
 
@@ -162,14 +157,6 @@ class UrlsRequest(Request, frozen=True, kw_only=True, tag="urls"):
 
 class UrlsReply(Reply, frozen=True, kw_only=True):
     urls: Urls
-
-
-class Pending(Request, frozen=True, kw_only=True, tag="pending"):
-    """The approval queue."""
-
-
-class Approvals(Reply, frozen=True, kw_only=True):
-    approvals: list[dict[str, Any]]
 
 
 class Spawn(Request, frozen=True, kw_only=True, tag="spawn"):
@@ -430,6 +417,8 @@ class MachineReply(Reply, frozen=True, kw_only=True):
     addresses: list[str] = msgspec.field(default_factory=list)
     declared: list[str] | UnsetType = UNSET
     """Which of image, network, memory, cpu and tasks were said of this agent; the others are the hive's."""
+    declared_in: str | UnsetType = UNSET
+    """The file of the host that declares this agent; absent: none does."""
 
 
 class Top(Request, frozen=True, kw_only=True, tag="top"):
@@ -484,6 +473,8 @@ class StatusReply(Reply, frozen=True, kw_only=True):
     messages: int
     questions: int | UnsetType = UNSET
     """Those that wait for the operator's answer."""
+    approvals: int | UnsetType = UNSET
+    """Requests that wait for the operator's decision."""
     dead: int | UnsetType = UNSET
     """Messages that are handed out no more."""
     schema: int
@@ -505,7 +496,9 @@ AnyRequest = (
     | Stop
     | Restart
     | UrlsRequest
-    | Pending
+    | approval.Pending
+    | approval.Approve
+    | approval.Deny
     | Spawn
     | Kill
     | Destroy
@@ -551,6 +544,20 @@ AnyRequest = (
     | retention.BackupVerify
     | retention.Export
     | retention.Import
+    | approval.ApprovalsRequest
+    | approval.ShowApproval
+    | approval.RequestSpawn
+    | approval.RequestInitConfig
+    | approval.RequestApplyCommit
+    | approval.RequestUpdateInputs
+    | approval.CancelApproval
+    | approval.Deploys
+    | approval.DeployLog
+    | approval.Rollback
+    | approval.History
+    | approval.ConfigRequest
+    | approval.Tombstones
+    | approval.Purge
     | Status
 )
 

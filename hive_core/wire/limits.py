@@ -115,3 +115,9 @@ MAX_DEAD_REASON_CHARS: Final = 500
 
 MAX_SET_ASIDE: Final = MAX_RECV_MESSAGES
 """Messages that a harness sets aside at once: it has no more in hand."""
+
+MAX_NOTE_CHARS: Final = 2000
+"""Of the description of a request for approval, or of the note of a decision."""
+
+MAX_INPUTS: Final = 32
+"""Inputs of the hive's flake in one request."""

@@ -1,6 +1,7 @@
 """A `claude` that does what a scenario says: argv[1] is that file, a JSON list of steps.
 
-Every line of stdin is kept in FILE.stdin, argv and environment in FILE.started.  Steps:
+Every line of stdin is kept in FILE.stdin; argv, environment, system prompt and MCP servers in FILE.started.
+Steps:
 
     "handshake"              what claude says before it takes a prompt; needs our `initialize`
     "prompt" "interrupt"     wait for a user line, for an interrupt; "eof" waits for the end of stdin
@@ -108,6 +109,9 @@ def do(step: object) -> None:
 
 
 with open(f"{place}.started", "a") as file:
-    file.write(json.dumps({"argv": sys.argv[2:], "env": dict(os.environ), "cwd": os.getcwd()}) + "\n")
+    told = Path(sys.argv[sys.argv.index("--system-prompt-file") + 1]).read_text()
+    started = {"argv": sys.argv[2:], "env": dict(os.environ), "cwd": os.getcwd(), "system_prompt": told}
+    started["mcp"] = json.loads(Path(sys.argv[sys.argv.index("--mcp-config") + 1]).read_text())
+    file.write(json.dumps(started) + "\n")
 for step in json.loads(Path(place).read_text()):
     do(step)

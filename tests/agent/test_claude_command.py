@@ -12,7 +12,6 @@ from hive_agent.providers.claude.command import (
     build_environment,
     build_login,
     find_binary,
-    render_system_prompt,
     write_files,
 )
 from hive_agent.providers.claude.credentials import Credentials, credentials_file
@@ -29,7 +28,7 @@ def option(argv: Any, name: str) -> str:
 
 def argv_of(tmp_path: Path, **given: Any) -> list[str]:
     fields: dict[str, Any] = {"model": "haiku", "effort": None, "resume": None, "extras": {}, **given}
-    return list(build_argv("/bin/claude", write_files(tmp_path, "alice", fields["extras"]), **fields))
+    return list(build_argv("/bin/claude", write_files(tmp_path, "You are", fields["extras"]), **fields))
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────
@@ -87,23 +86,10 @@ def test_the_extra_servers_join_the_hives_own(tmp_path: Path) -> None:
     assert allowed[-4:] == ["mcp__hyperhive", "mcp__matrix__say", "mcp__matrix__read", "mcp__db"]
 
 
-def test_the_system_prompt_names_the_agent_and_its_tools() -> None:
-    prompt = render_system_prompt("alice")
+def test_the_system_prompt_is_a_file_of_the_turn_as_it_was_rendered(tmp_path: Path) -> None:
+    argv = argv_of(tmp_path)
 
-    assert prompt.startswith("You are alice, an agent of a hive")
-    assert "{label}" not in prompt
-    for tool in ("recv", "send", "whoami", "get_logs", "set_status", "request_next_turn"):
-        assert f"mcp__hyperhive__{tool}" in prompt
-
-
-@pytest.mark.parametrize(
-    ("told", "said"), [("she/her", "she/her"), ("", "they/them"), ("{label}", "{label}")]
-)
-def test_the_system_prompt_knows_how_to_speak_of_the_operator(told: str, said: str) -> None:
-    prompt = render_system_prompt("alice", told)
-
-    assert f"an operator, a person ({said}), who runs it" in prompt
-    assert "{operator_pronouns}" not in prompt
+    assert Path(option(argv, "--system-prompt-file")).read_text() == "You are"
 
 
 # ── environment ─────────────────────────────────────────────────────────────────────────────────
@@ -139,6 +125,19 @@ def test_the_environment_is_built_and_not_inherited(config: Config) -> None:
         "HIVE_AGENT_STATE": str(config.state),
         "HIVE_TURN_OF": str(config.state),
     }
+
+
+def test_what_is_declared_gets_through_but_nothing_that_steers_a_program(config: Config) -> None:
+    given = {"STAGE": "two", "SECRET": "no", "TERM": "xterm"}
+    never = ("HIVE_LABEL_X", "HIVE_TURN_OF", "HYPERHIVE_X", "LD_PRELOAD", "PYTHONPATH", "NODE_OPTIONS")
+    environ = given | dict.fromkeys(never, "x")
+    declares = replace(config, pass_on=["STAGE", "TERM", "MISSING", *never])
+
+    built = build_environment(declares, environ)
+
+    assert built == {**build_environment(config, environ), "STAGE": "two"}
+    assert built["TERM"] == "dumb"
+    assert built["HIVE_TURN_OF"] == str(config.state)
 
 
 def test_without_a_home_claude_keeps_its_things_with_the_agent(config: Config) -> None:

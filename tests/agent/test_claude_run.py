@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,38 @@ async def test_a_message_that_came_with_the_interrupt_is_not_received(
         nursery.cancel_scope.cancel()
 
     assert RECEIVED not in door.methods
+
+
+async def test_the_task_is_read_anew_for_each_turn_and_a_missing_one_is_a_note(
+    stub_config: Config, tmp_path: Path, door: FakeDoor
+) -> None:
+    task = tmp_path / "prompt.md"
+    stubbed = Stubbed(replace(stub_config, prompt_file=task), tmp_path)
+    task.write_text("Build it.")
+    await stubbed.turn(*GOOD)
+    task.write_text("Test it.")
+    await stubbed.turn(*GOOD)
+    task.unlink()
+    turn = await stubbed.turn(*GOOD)
+
+    ends = [start["system_prompt"].partition("# Your task\n\n")[2] for start in stubbed.starts]
+    assert ends == ["Build it.\n", "Test it.\n", ""]
+    assert stubbed.notes == [f"The task is left out: {task}: No such file or directory"]
+    assert turn.ok
+
+
+async def test_a_compaction_is_told_the_same_as_the_turns(
+    stub_config: Config, tmp_path: Path, door: FakeDoor
+) -> None:
+    task = tmp_path / "prompt.md"
+    task.write_text("Build it.")
+    stubbed = Stubbed(replace(stub_config, prompt_file=task, label="manager"), tmp_path)
+    await stubbed.turn(*ending(SESSION))
+    await stubbed.compact(*ending(SESSION))
+
+    turn, compaction = [start["system_prompt"] for start in stubbed.starts]
+    assert turn == compaction
+    assert "# You are the manager" in turn
 
 
 async def test_a_prompt_is_never_carried_out_as_a_command(stubbed: Stubbed) -> None:

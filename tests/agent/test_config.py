@@ -40,6 +40,16 @@ def test_the_operators_pronouns_come_from_the_arguments_or_the_environment() -> 
     assert told.operator_pronouns == "he/him"
 
 
+def test_the_environment_tells_the_task_and_where_the_repositories_are() -> None:
+    config = config_of()
+    assert (config.prompt_file, config.extra_mcp) == (None, Path("/etc/hyperhive/extra-mcp.json"))
+    assert (config.configs, config.applied, config.meta) == (Path("/agents"), Path("/applied"), Path("/meta"))
+
+    told = config_of(HIVE_PROMPT_FILE="/r/config/p.md", HIVE_CONFIGS="/c", HIVE_APPLIED="/a", HIVE_META="/m")
+    assert told.prompt_file == Path("/r/config/p.md")
+    assert (told.configs, told.applied, told.meta) == (Path("/c"), Path("/a"), Path("/m"))
+
+
 def test_the_login_is_that_of_the_claude_that_runs_the_turns() -> None:
     assert config_of().login_command == ("claude", "auth", "login")
     assert config_of("--claude-bin", "/opt/claude").login_command == ("/opt/claude", "auth", "login")

@@ -1,6 +1,7 @@
 import pytest
 
 from hive_agent.prompt import render_wake_prompt
+from hive_core.domain.helper_event import HelperEvent
 
 from .fakes import message
 
@@ -57,6 +58,9 @@ def test_a_sender_who_can_be_answered_is_not(sender: str) -> None:
     [
         ('{"event":"question_asked","id":7,"question":"Which?"}', "answer it with the tool answer"),
         ('{"event":"question_answered","id":7,"answer":"red"}', "the answer to a question that you asked"),
+        ('{"event":"approval_resolved","id":7,"status":"denied"}', "Tell whoever wanted it"),
+        ('{"event":"config_ready","agent":"bob"}', "request_spawn"),
+        ('{"event":"rebuilt","agent":"bob","ok":false}', "note says why"),
         ('{"event":"agent_failed","agent":"bob"}', "from the daemon"),
         ('{"event":7}', "from the daemon"),
         ("[" * 10_000, "from the daemon"),
@@ -64,6 +68,13 @@ def test_a_sender_who_can_be_answered_is_not(sender: str) -> None:
 )
 def test_what_the_daemon_tells_says_whether_an_answer_is_expected(body: str, hint: str) -> None:
     assert hint in render_wake_prompt(message(7, body, "system"), 0)
+
+
+@pytest.mark.parametrize("event", HelperEvent.__subclasses__(), ids=lambda event: event.__name__)
+def test_all_that_the_daemon_tells_of_agents_has_a_hint_of_its_own(event: type[HelperEvent]) -> None:
+    body = f'{{"event":"{event.__struct_config__.tag}"}}'
+
+    assert "no answer is expected" not in render_wake_prompt(message(7, body, "system"), 0)
 
 
 def test_only_the_daemon_asks_in_the_name_of_others() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -21,6 +22,7 @@ from hive_agent.providers.directives import (
     Remind,
     Say,
     Sleep,
+    Task,
     TooLong,
     parse_directives,
 )
@@ -78,6 +80,8 @@ class Played:
         ("logout", [Logout()]),
         ("context 160000", [Context(160_000)]),
         ("context matters", []),
+        ("task", [Task()]),
+        ("task force", []),
         ("limit", []),
         ("say bob:", []),
         ("say it again: please", []),
@@ -187,6 +191,23 @@ async def test_a_context_is_told_as_figures() -> None:
     assert result.last is not None
     assert result.last.prompt == 160_000
     assert result.window == 200_000
+
+
+async def test_a_task_is_said_as_the_file_has_it_now(config: Config, tmp_path: Path) -> None:
+    task = tmp_path / "prompt.md"
+    task.write_text("Build\nit.\n")
+    played = Played(Scripted.open(replace(config, prompt_file=task)))
+
+    await played.turn(message(7, "task"))
+    task.unlink()
+    result = await played.turn(message(8, "task"))
+
+    digest = hashlib.sha256(b"Build\nit.\n").hexdigest()[:8]
+    assert played.sent[0] == ("operator", f'done: my task: "Build it." (sha256 {digest})', 7)
+    assert played.sent[1] == ("operator", 'done: my task: "" (sha256 e3b0c442)', 8)
+    (note,) = played.emitted.of("note")
+    assert note == {"text": f"The task is left out: {task}: No such file or directory", "origin": "harness"}
+    assert result.ok
 
 
 def asked(question: str, *options: str, sender: str = "system") -> wire.Message:

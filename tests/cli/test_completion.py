@@ -65,6 +65,51 @@ def test_images_are_offered(line: str, host: FakeHost) -> None:
     assert complete(line) == ["debian", "dev"]
 
 
+@pytest.mark.parametrize("line", ["hive approve 1", "hive deny 7 1", "hive approvals show 1"])
+def test_approvals_that_wait_are_offered(line: str, host: FakeHost) -> None:
+    rows = [{"id": number, "kind": "spawn", "agent": "x", "status": "pending"} for number in (1, 12, 2)]
+    host.answers["pending"] = {"approvals": [*rows, rows[0] | {"id": 13, "status": "denied"}]}
+
+    assert complete(line) == ["1", "12"]
+
+
+def test_deploys_are_offered_the_newest_first(host: FakeHost) -> None:
+    rows = [{"id": number, "kind": "apply", "agent": "x", "step": "done"} for number in (1, 2, 12)]
+    host.answers["deploys"] = {"deploys": rows}
+
+    assert complete("hive deploys log 1") == ["12", "1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("hive deploys l", ["lisa", "log"]),
+        ("hive approvals ", ["alice", "lisa", "show"]),
+        ("hive deploys a b", []),
+    ],
+)
+def test_an_agent_or_one_of_them_is_offered(line: str, offered: list[str], host: FakeHost) -> None:
+    host.add("alice")
+    host.add("lisa")
+
+    assert complete(line) == offered
+
+
+def test_tags_to_go_back_to_are_offered_the_newest_first(host: FakeHost) -> None:
+    tags = ["deployed/0", "failed/3", "deployed/4"]
+    host.answers["history"] = {"history": [{"tag": tag} for tag in tags]}
+
+    assert complete("hive rollback alice ") == ["deployed/4", "deployed/0"]
+    assert host.asked == [{"cmd": "history", "agent": "alice"}]
+
+
+@pytest.mark.parametrize("line", ["hive revive al", "hive purge al"])
+def test_destroyed_agents_are_offered(line: str, host: FakeHost) -> None:
+    host.answers["tombstones"] = {"tombstones": [{"name": "alice"}, {"name": "bob"}]}
+
+    assert complete(line) == ["alice"]
+
+
 def test_the_socket_that_was_typed_is_asked(host: FakeHost) -> None:
     host.add("alice")
 

@@ -334,3 +334,17 @@ def test_text_is_cut_by_the_columns_it_takes() -> None:
     assert output.shorten("世界世界世界", 10) == "世界世界 …"
     assert output.cells("世界") == 4
     assert output.pad("世", 4) == "世  "
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("terminal")
+def test_only_the_last_column_of_a_table_gives_way(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("ID", "WHAT", "TEXT"), [(7, "update_meta_inputs", "word " * 40)])
+
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["ID", "WHAT", "TEXT"]
+    assert row.startswith("7   update_meta_inputs  word word ")
+    assert row.endswith("…")
+    assert output.cells(row) <= 80

@@ -74,6 +74,38 @@ CASES: list[tuple[str, list[dict[str, Any]]]] = [
             }
         ],
     ),
+    ("pending", [{"cmd": "pending"}]),
+    ("approvals alice -n 3", [{"cmd": "approvals", "limit": 3, "agent": "alice"}]),
+    ("approvals show 7", [{"cmd": "approval", "id": 7, "base": "running", "diff": False}]),
+    (
+        "approvals show 7 --diff --base approved",
+        [{"cmd": "approval", "id": 7, "base": "approved", "diff": True}],
+    ),
+    (
+        "approve 7 --yes",
+        [{"cmd": "approval", "id": 7}, {"cmd": "approve", "id": 7, "digest": "d" * 64}],
+    ),
+    ("deny 7 -m no", [{"cmd": "deny", "id": 7, "note": "no"}]),
+    ("withdraw 7", [{"cmd": "cancel_approval", "id": 7}]),
+    ("config alice", [{"cmd": "config", "name": "alice"}]),
+    (
+        "propose alice 0123abc -m why",
+        [{"cmd": "request_apply_commit", "agent": "alice", "commit_ref": "0123abc", "description": "why"}],
+    ),
+    ("request-spawn dave", [{"cmd": "request_spawn", "name": "dave"}]),
+    ("init-config dave", [{"cmd": "request_init_config", "name": "dave"}]),
+    ("update-inputs nixpkgs", [{"cmd": "request_update_meta_inputs", "inputs": ["nixpkgs"]}]),
+    ("deploys alice", [{"cmd": "deploys", "limit": 20, "agent": "alice"}]),
+    ("deploys -f", [{"cmd": "deploys", "limit": 5, "follow": True}]),
+    ("deploys log 9", [{"cmd": "deploy_log", "id": 9, "lines": 200}]),
+    ("history alice", [{"cmd": "history", "agent": "alice", "limit": 50}]),
+    ("rollback alice deployed/4", [{"cmd": "rollback", "agent": "alice", "tag": "deployed/4"}]),
+    ("tombstones", [{"cmd": "tombstones"}]),
+    ("revive eve", [{"cmd": "tombstones"}, {"cmd": "request_spawn", "name": "eve"}]),
+    (
+        "purge eve --confirm eve",
+        [{"cmd": "tombstones"}, {"cmd": "purge", "name": "eve", "confirm": "eve"}],
+    ),
     ("start alice bob", [{"cmd": "start", "scope": {"agent_names": ["alice", "bob"]}}]),
     ("start --all", [{"cmd": "start", "scope": {"all": True}}]),
     (
@@ -105,6 +137,21 @@ def friendly_host(host: FakeHost) -> FakeHost:
         "watch": [],
         "login_start": {"url": "https://login.example/"},
         "stats": NO_STATS,
+        "pending": {"approvals": []},
+        "approvals": {"approvals": []},
+        "approval": {
+            "approval": {"id": 7, "agent": "alice", "kind": "spawn", "status": "pending", "digest": "d" * 64},
+        },
+        "config": {"path": "/x"},
+        "request_apply_commit": {"id": 7},
+        "request_spawn": {"id": 7},
+        "request_init_config": {"id": 7},
+        "request_update_meta_inputs": {"id": 7},
+        "deploys": lambda request: [] if request.get("follow") else {"deploys": []},
+        "deploy_log": {"lines": []},
+        "history": {"history": []},
+        "rollback": {"id": 9, "tag": "deployed/4"},
+        "tombstones": {"tombstones": [{"name": "eve", "destroyed_at": "2026-01-31T12:00:00Z"}]},
         "images": {"images": [{"name": "debian", "kind": "tree", "path": "/i/debian"}]},
         "doctor": {"checks": []},
         "top": {
@@ -139,6 +186,8 @@ def test_the_daemon_reads_every_request(typed: str, friendly_host: FakeHost, hiv
 def test_json_is_one_document(typed: str, friendly_host: FakeHost, hive: RunHive) -> None:
     friendly_host.answers |= {"watch": [{"agent": "a"}], "logs": [{"lines": ["x"]}]}
     friendly_host.answers["events"] = [{"events": [{"id": 1}]}]
+    if typed == "deploys -f":
+        friendly_host.answers["deploys"] = [{"id": 9, "lines": ["x"]}]
     if "follow" not in str(dict(CASES)[typed]) and typed.split()[0] in {"logs", "events"}:
         friendly_host.answers |= {"logs": {"lines": []}, "events": {"events": []}}
 

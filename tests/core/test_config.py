@@ -15,6 +15,16 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+AGENT = """
+[agents.alice]
+auto_start = false
+recipients = []
+binds = [{ source = "/srv/a", writable = true }]
+limits.memory = "4G"
+credentials = { "api.key" = "/etc/key" }
+"""
+
+
 def test_without_a_file_everything_is_a_default() -> None:
     config, origins = load_config(None, {})
     assert config == Config()
@@ -52,6 +62,21 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ('log_level = "loud"', r"Invalid enum value 'loud' - at `\$.log_level`"),
         ("domain = ", "cannot read .*hive.toml: "),
         ("harness = 3", "harness"),
+        ("agents = 3", "agents"),
+        ("[agents.operator]", "agents.operator: 'operator' is reserved"),
+        ('[agents."Al ice"]', "agents.Al ice: 'Al ice' is no agent name"),
+        ("[agents]\nalice = 3", "agents.alice: Expected `object`, got `int`"),
+        (
+            "[agents.alice]\nnetwerk = 'veth'",
+            "unknown key 'agents.alice.netwerk'; did you mean 'agents.alice.network'",
+        ),
+        (
+            "[agents.alice]\nmemory = '4G'",
+            "unknown key 'agents.alice.memory'; did you mean 'agents.alice.limits.memory'",
+        ),
+        ("[agents.alice.limits]\nmemory = 'lots'", "agents.alice.limits.memory: Expected a size such as"),
+        ("[agents.alice.credentials]\n'a/b' = '/x'", r"agents.alice.credentials: Expected `str` matching"),
+        ("[agents.alice]\nbinds = [{ path = '/x' }]", r"agents.alice.binds\[0\]: .*`source`"),
     ],
 )
 def test_a_wrong_file_is_refused_naming_the_key(tmp_path: Path, text: str, complaint: str) -> None:
@@ -72,13 +97,12 @@ def test_every_value_is_printed_as_toml_that_reads_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HIVE_CONFIG", raising=False)
-    path = write(tmp_path, 'domain = "a\\"b"\n[harness.environment]\n"odd key" = "x"\nA = "b # c"\n')
+    path = write(tmp_path, 'domain = "a\\"b"\n[harness.environment]\n"odd key" = "x"\nA = "b # c"\n' + AGENT)
     shown = CliRunner().invoke(main, ["config", "--config", str(path)])
     assert shown.exit_code == 0, shown.output
     lines = [line.rpartition("  # ")[0] for line in shown.output.splitlines()]
-    values = [line.replace("= False", "= false").replace("= True", "= true") for line in lines]
     given = load_config(path, {})[0]
-    again = load_config(write(tmp_path, "\n".join(values)), {})[0]
+    again = load_config(write(tmp_path, "\n".join(lines)), {})[0]
     assert again == given
     assert again.harness.environment == {"odd key": "x", "A": "b # c"}
     assert again.domain == 'a"b'
@@ -141,3 +165,28 @@ def test_a_reload_of_a_wrong_file_keeps_the_old_one(caplog: pytest.LogCaptureFix
     live.reload()
     assert live().domain == "old.local"
     assert "unknown key 'x'" in caplog.text
+
+
+def test_the_manager_may_be_declared(tmp_path: Path) -> None:
+    config, origins = load_config(write(tmp_path, "[agents.manager]\nmodel = 'x'\n"), {})
+
+    assert config.agents["manager"].model == "x"
+    assert origins["agents"].endswith("hive.toml")
+
+
+def test_who_waits_for_another_configuration_is_told_of_a_good_one_only() -> None:
+    files: list[Config | ConfigError] = [ConfigError("no"), Config()]
+
+    def load() -> Config:
+        read = files.pop(0)
+        if isinstance(read, ConfigError):
+            raise read
+        return read
+
+    told: list[int] = []
+    live = LiveConfig(Config(), load)
+    live.when_reloaded = lambda: told.append(len(files))
+    live.reload()
+    live.reload()
+
+    assert told == [0]

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -9,6 +10,7 @@ from hive_core.domain.helper_event import (
     AS_SPAWNED,
     Condition,
     ContainerCrash,
+    DeclarationFailed,
     Destroyed,
     HelperEvent,
     NeedsLogin,
@@ -108,3 +110,14 @@ async def test_a_destroyed_agent_leaves_nothing_behind() -> None:
     post.herald.notice("bob", Condition(needs_login=True))
 
     assert post.kinds() == [("manager", "destroyed")]
+
+
+@pytest.mark.parametrize("manager", [True, False])
+async def test_what_only_the_host_can_mend_the_operator_is_told(manager: bool) -> None:
+    post = Post(manager=manager)
+
+    post.herald.tell(DeclarationFailed(agent="bob", note="no such image"))
+
+    assert post.sent == [
+        ("operator", {"event": "declaration_failed", "agent": "bob", "note": "no such image"})
+    ]

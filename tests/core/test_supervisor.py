@@ -5,18 +5,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from hive_core.config import Config, Machines
-from hive_core.domain.agent import AgentRow
+from hive_core.config import Approvals, Config, DeclaredAgent, Machines
+from hive_core.declarable import Limits
+from hive_core.domain.agent import AgentRow, Declared
 from hive_core.domain.cage import CannotStart, MachineFacts, Shape, Usage
 from hive_core.domain.helper_event import Condition, HelperEvent, render_body
 from hive_core.domain.machine import Wanted
+from hive_core.domain.manifest import NOTHING, Manifest
 from hive_core.domain.uid_range import NoRangeLeft
 from hive_core.host.process import CommandError
 from hive_core.keeper import Hooks
+from hive_core.machines import ActivationFailed
 from hive_core.store import agents
 from hive_core.store.database import Store, open_store
 from hive_core.store.mailbox import MailboxOp, apply_batch
@@ -78,6 +82,10 @@ class FakeMachines:
     most_starting: int = 0
     limited: list[Shape] = field(default_factory=list)
     clinging: dict[str, Exception] = field(default_factory=dict)
+    given: dict[str, Manifest] = field(default_factory=dict)
+    unswitchable: dict[str, Exception] = field(default_factory=dict)
+    needs_start: bool = False
+    """Nothing can be changed in a machine that runs."""
     at: dict[str, float] = field(default_factory=dict)
     """When each thing was done last."""
 
@@ -102,6 +110,7 @@ class FakeMachines:
             if row.name in self.broken:
                 raise self.broken[row.name]
             self.digests[row.name] = self.digest
+            self.given[row.name] = row.manifest
             return self.add(row.name)
         finally:
             self.starting -= 1
@@ -109,6 +118,15 @@ class FakeMachines:
     def add(self, agent: str) -> FakeMachine:
         machine = self.running[agent] = FakeMachine(self, agent, 1000 + len(self.did))
         return machine
+
+    async def switch(self, row: AgentRow) -> bool:
+        await trio.lowlevel.checkpoint()
+        if row.name in self.unswitchable:
+            raise self.unswitchable[row.name]
+        if self.needs_start or row.manifest != self.given.get(row.name, NOTHING):
+            return False
+        self.did.append(f"switch {row.name}")
+        return True
 
     async def update_limits(self, row: AgentRow) -> None:
         if row.name in self.broken:
@@ -142,19 +160,23 @@ class FakeMachines:
 
 
 class Hive:
-    def __init__(self, store: Store[MailboxOp], machines: FakeMachines) -> None:
+    def __init__(self, store: Store[MailboxOp], machines: FakeMachines, config: Config = CONFIG) -> None:
         self.store, self.machines = store, machines
         self.told: list[str] = []
         self.held: list[tuple[str, bool]] = []
+        self.pinned: dict[str, object] = {}
         self.kicked: list[str] = []
+        self.said: list[tuple[str, str]] = []
+        self.mute: set[str] = set()
         self.shown: list[tuple[str, str | None]] = []
         self.noticed: list[tuple[str, bool | None]] = []
+        self.laid_out: list[tuple[str, str | None]] = []
         self.quiesced = trio.Event()
         self.no_door: set[str] = set()
         self.purged: list[str] = []
         self.uids = iter(range(BASE, BASE + 100 * 65536, 65536))
         self.supervisor = Supervisor(
-            store, machines, self._hooks(), lambda: CONFIG, lambda _name, _rows: next(self.uids)
+            store, machines, self._hooks(), lambda: config, lambda _name, _rows: next(self.uids)
         )
 
     def _hooks(self) -> Hooks:
@@ -173,6 +195,11 @@ class Hive:
         async def quiesce(name: str) -> None:
             await self.quiesced.wait()
 
+        async def connected(name: str) -> None:
+            if name in self.mute:
+                await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
+
         def tell(event: HelperEvent) -> None:
             self.told.append(render_body(event))
 
@@ -183,6 +210,10 @@ class Hive:
                 if not self.shown or self.shown[-1] != entry:
                     self.shown.append(entry)
 
+        async def lay_out(row: AgentRow) -> None:
+            if row.name not in self.machines.running:
+                self.laid_out.append((row.name, row.deployed_sha))
+
         def notice(name: str, now: Condition) -> None:
             self.noticed.append((name, now.needs_update))
 
@@ -191,11 +222,15 @@ class Hive:
             open_door=open_door,
             vanish=vanish,
             purge=purge,
+            lay_out=lay_out,
             quiesce=quiesce,
             pause=lambda _name, _paused: None,
             hold=lambda name, held: self.held.append((name, held)),
+            pin=lambda name, recipients: self.pinned.__setitem__(name, recipients),
             changed=changed,
             kick=self.kicked.append,
+            say=lambda name, text: self.said.append((name, text)),
+            connected=connected,
             tell=tell,
             notice=notice,
         )
@@ -216,9 +251,11 @@ class Hive:
 
 
 @asynccontextmanager
-async def hive_at(path: Path, machines: FakeMachines | None = None) -> AsyncIterator[Hive]:
+async def hive_at(
+    path: Path, machines: FakeMachines | None = None, *, config: Config = CONFIG
+) -> AsyncIterator[Hive]:
     async with open_store(path / "broker.sqlite", apply_batch) as store, trio.open_nursery() as nursery:
-        hive = Hive(store, machines or FakeMachines())
+        hive = Hive(store, machines or FakeMachines(), config)
         await nursery.start(hive.supervisor.run)
         yield hive
         nursery.cancel_scope.cancel()
@@ -241,6 +278,17 @@ async def test_a_spawned_agent_starts_is_told_of_and_not_kicked(tmp_path: Path, 
         assert "starting" in hive.transients("bob")
         assert hive.told == ['{"event":"spawned","agent":"bob","ok":true}']
         assert hive.kicked == []
+
+
+async def test_what_was_deployed_is_laid_out_before_every_start(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        first = await hive.spawn("bob")
+        assert hive.laid_out == [("bob", None)]
+        await hive.supervisor.note_deployed("bob", "1" * 40, "deployed/1", NOTHING)
+        await hive.supervisor.restart("bob")
+        await hive.settle(lambda: hive.machines.running.get("bob") not in (None, first))
+
+        assert hive.laid_out == [("bob", None), ("bob", "1" * 40)]
 
 
 async def test_a_restart_is_one_stop_and_one_start_and_a_kick(tmp_path: Path, clock: MockClock) -> None:
@@ -691,3 +739,374 @@ async def test_one_that_was_destroyed_is_purged_without_being_spawned_again(
         assert not any(done.startswith("start") for done in hive.machines.did)
         with pytest.raises(Refused, match="bob"):
             await hive.supervisor.destroy("bob", purge=True)
+
+
+# ── what is deployed ────────────────────────────────────────────────────────────────────────────
+
+
+CLAUDE = Manifest(provider="claude")
+
+
+def declared(number: int, manifest: Manifest = NOTHING, shape: Shape | None = None) -> Declared:
+    return Declared(shape or Shape(), manifest, f"{number}" * 40, f"deployed/{number}")
+
+
+async def activate(hive: Hive, wanted: Declared) -> list[str]:
+    lines: list[str] = []
+    with trio.fail_after(600):
+        await hive.supervisor.activate("bob", wanted, say=lines.append)
+    return lines
+
+
+async def test_what_needs_no_start_is_done_in_the_running_machine(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        machine = await hive.spawn("bob")
+        wanted = declared(1, shape=Shape(memory_max_bytes=2**30))
+        await activate(hive, wanted)
+
+        assert hive.machines.running["bob"] is machine
+        assert hive.machines.did[-1] == "switch bob"
+        assert hive.supervisor.agent("bob").row.declared == wanted
+        assert (await hive.store.read(agents.all_agents))[0].declared == wanted
+        assert hive.said == [
+            ("bob", "Your configuration deployed/1 runs now: nothing had to be started again for it.")
+        ]
+
+
+async def test_what_needs_a_start_waits_for_the_turn_and_is_told(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        machine = await hive.spawn("bob")
+        nursery.start_soon(activate, hive, declared(2, CLAUDE))
+        await hive.settle(lambda: hive.supervisor.agent("bob").quiescing)
+        assert hive.machines.running["bob"] is machine
+        assert hive.supervisor.agent("bob").transient == "rebuilding"
+        hive.quiesced.set()
+        await hive.settle(lambda: hive.machines.running.get("bob") not in (None, machine))
+
+        assert hive.machines.given["bob"] == CLAUDE
+        assert hive.said[0][1].startswith("Your configuration deployed/2 runs now: you were started again")
+        assert hive.kicked == []
+        assert len(hive.told) == 1  # of the spawn: who deploys tells of the rest
+
+
+async def test_the_same_again_changes_nothing_and_says_nothing(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        hive.quiesced.set()
+        await hive.spawn("bob")
+        await activate(hive, declared(1, CLAUDE))
+        machine, said = hive.machines.running["bob"], list(hive.said)
+        await activate(hive, declared(1, CLAUDE))
+
+        assert hive.machines.running["bob"] is machine
+        assert hive.said == said
+
+
+async def test_a_new_daemon_finds_what_runs_already(tmp_path: Path, clock: MockClock) -> None:
+    machines = FakeMachines()
+    async with hive_at(tmp_path, machines) as hive:
+        hive.quiesced.set()
+        await hive.spawn("bob")
+        await activate(hive, declared(1, CLAUDE))
+    machine = machines.running["bob"]
+    async with hive_at(tmp_path, machines) as hive:
+        assert hive.supervisor.agent("bob").row.declared == declared(1, CLAUDE)
+        await activate(hive, declared(1, CLAUDE))
+
+        assert machines.running["bob"] is machine
+        assert hive.said == []
+
+
+async def test_an_agent_that_is_not_to_run_only_gets_the_row(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        await hive.spawn("bob")
+        await hive.supervisor.stop("bob", graceful=False)
+        await hive.settle(lambda: hive.supervisor.agent("bob").machine is None)
+        did = list(hive.machines.did)
+        await activate(hive, declared(1, CLAUDE))
+
+        assert hive.machines.did == did
+        assert hive.supervisor.agent("bob").row.manifest == CLAUDE
+
+
+async def test_what_cannot_be_had_leaves_the_old_machine_running(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        machine = await hive.spawn("bob")
+        before = hive.supervisor.agent("bob").row.declared
+        hive.machines.unswitchable["bob"] = CannotStart("cannot start bob: there is no image x")
+        with pytest.raises(ActivationFailed, match="there is no image x"):
+            await activate(hive, declared(1, CLAUDE))
+        assert hive.machines.running["bob"] is machine
+
+        hive.machines.unswitchable.clear()
+        await activate(hive, before)
+        assert hive.machines.running["bob"] is machine
+        assert hive.said == [], "nothing has changed for it"
+
+
+async def test_a_start_that_fails_fails_the_activation_and_one_can_go_back(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    async with hive_at(tmp_path) as hive:
+        hive.quiesced.set()
+        await hive.spawn("bob")
+        hive.machines.broken["bob"] = CannotStart("cannot start bob: its init died")
+        with pytest.raises(ActivationFailed, match="its init died"):
+            await activate(hive, declared(1, CLAUDE))
+        hive.machines.broken.clear()
+        await activate(hive, declared(0))
+
+        assert hive.machines.given["bob"] == NOTHING
+        assert hive.supervisor.agent("bob").row.deployed_tag == "deployed/0"
+        ((_, told),) = hive.said
+        assert told.startswith("Your configuration deployed/0 runs now: you were started again for it.")
+
+
+async def test_a_machine_that_ends_at_once_did_not_come_up(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        hive.quiesced.set()
+        first = await hive.spawn("bob")
+        hive.mute.add("bob")
+
+        async def crash() -> None:
+            await hive.settle(lambda: hive.machines.running.get("bob") not in (None, first))
+            hive.machines.running["bob"].end("exit status 2")
+
+        nursery.start_soon(crash)
+        with pytest.raises(ActivationFailed, match="it ended again at once: exit status 2"):
+            await activate(hive, declared(1, CLAUDE))
+
+
+async def test_a_harness_that_says_nothing_is_not_waited_for_long(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        hive.quiesced.set()
+        await hive.spawn("bob")
+        hive.mute.add("bob")
+        began = trio.current_time()
+        lines = await activate(hive, declared(1, CLAUDE))
+
+        assert lines[-1] == "The machine is up; its harness has not connected yet"
+        assert trio.current_time() - began < 30
+
+
+async def test_an_agent_that_is_destroyed_meanwhile_fails_the_activation(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        await hive.spawn("bob")
+
+        async def destroy() -> None:
+            await hive.settle(lambda: hive.supervisor.agent("bob").quiescing)
+            await hive.supervisor.destroy("bob", purge=False)
+
+        nursery.start_soon(destroy)
+        with pytest.raises(ActivationFailed, match="destroyed"):
+            await activate(hive, declared(1, CLAUDE))
+        await hive.settle(lambda: "bob" not in hive.supervisor.names)
+        with pytest.raises(ActivationFailed, match="cannot find agent 'bob'"):
+            await activate(hive, declared(1, CLAUDE))
+
+
+async def test_a_stop_in_the_midst_is_obeyed_and_the_row_stays(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        await hive.spawn("bob")
+
+        async def stop() -> None:
+            await hive.settle(lambda: hive.supervisor.agent("bob").quiescing)
+            await hive.supervisor.stop("bob", graceful=False)
+
+        nursery.start_soon(stop)
+        await activate(hive, declared(1, CLAUDE))
+        await hive.settle(lambda: hive.supervisor.agent("bob").machine is None)
+
+        assert hive.supervisor.agent("bob").row.wanted is Wanted.STOPPED
+        assert hive.supervisor.agent("bob").row.manifest == CLAUDE
+
+
+async def test_a_start_that_was_under_way_is_done_again_with_the_new(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    machines = FakeMachines(slow={"bob": trio.Event()})
+    async with hive_at(tmp_path, machines) as hive, trio.open_nursery() as nursery:
+        hive.quiesced.set()
+        await hive.supervisor.spawn("bob")
+        await hive.settle(lambda: machines.starting)
+        nursery.start_soon(activate, hive, declared(1, CLAUDE))
+        await hive.settle(lambda: hive.supervisor.agent("bob").activation)
+        machines.slow["bob"].set()
+        await hive.settle(lambda: machines.given.get("bob") == CLAUDE)
+
+        assert machines.did.count("start bob") == 2
+
+
+async def test_a_deployed_agent_begins_as_declared_and_nobody_is_told_twice(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    async with hive_at(tmp_path) as hive:
+        await hive.supervisor.spawn("bob", declared=declared(0, CLAUDE))
+        await activate(hive, declared(0, CLAUDE))
+
+        assert hive.machines.given["bob"] == CLAUDE
+        assert hive.machines.did.count("start bob") == 1
+        assert (hive.told, hive.said) == ([], [])
+
+
+async def test_who_is_taken_up_again_runs_with_what_was_deployed(tmp_path: Path, clock: MockClock) -> None:
+    limited = Manifest(provider="claude", limits=Limits(memory="1G", cpu="50%"))
+    async with hive_at(tmp_path) as hive:
+        await hive.supervisor.spawn("bob", declared=declared(3, limited, Shape(memory_max_bytes=2**30)))
+        await activate(hive, declared(3, limited, Shape(memory_max_bytes=2**30)))
+        await hive.supervisor.destroy("bob", purge=False)
+        await hive.settle(lambda: "bob" not in hive.supervisor.names)
+        await hive.supervisor.spawn("bob", Shape(memory_max_bytes=2**31))
+        await hive.settle(lambda: hive.supervisor.agent("bob").machine)
+
+        row = hive.supervisor.agent("bob").row
+        assert row.deployed_tag == "deployed/3"
+        assert row.manifest == limited
+        assert row.shape == Shape(memory_max_bytes=2**31, cpu_quota_percent=50)
+        assert hive.machines.given["bob"] == limited
+
+
+async def test_what_is_noted_of_a_deploy_starts_nothing(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        machine = await hive.spawn("bob")
+        await hive.supervisor.note_deployed("bob", "a" * 40, "deployed/0", NOTHING)
+
+        assert hive.machines.running["bob"] is machine
+        assert (await hive.store.read(agents.all_agents))[0].deployed_sha == "a" * 40
+
+
+# ── the manager ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_hive_that_is_to_have_a_manager_makes_one_and_keeps_it(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    config = msgspec.structs.replace(CONFIG, approvals=Approvals(manager=True))
+    async with hive_at(tmp_path, config=config) as hive:
+        assert hive.supervisor.names == ["manager"]
+        await hive.settle(lambda: hive.supervisor.agent("manager").machine)
+        row = hive.supervisor.agent("manager").row
+        assert row.uid_base == BASE
+        for purge in (False, True):
+            with pytest.raises(Refused) as refused:
+                await hive.supervisor.destroy("manager", purge=purge)
+            assert (refused.value.code, refused.value.reason) == (ErrorCode.CONFLICT, "manager")
+        await hive.supervisor.stop("manager", graceful=False)
+        await hive.settle(lambda: hive.supervisor.agent("manager").machine is None)
+    async with hive_at(tmp_path, config=config) as hive:
+        assert hive.supervisor.agent("manager").row.wanted is Wanted.STOPPED
+
+
+async def test_a_manager_that_an_older_version_destroyed_is_taken_up(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    await write_rows(tmp_path, "manager")
+    async with open_store(tmp_path / "broker.sqlite", apply_batch) as store:
+        await store.write(agents.want, "manager", Wanted.GONE, 5.0)
+    config = msgspec.structs.replace(CONFIG, approvals=Approvals(manager=True))
+    async with hive_at(tmp_path, config=config) as hive:
+        row = hive.supervisor.agent("manager").row
+
+        assert (row.wanted, row.destroyed_at) == (Wanted.RUNNING, None)
+        assert row.uid_base == BASE + 50 * 65536
+
+
+async def test_a_hive_without_a_manager_gets_none_by_itself(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        assert hive.supervisor.names == []
+
+
+# ── what the host's configuration says ──────────────────────────────────────────────────────────
+
+
+async def declare(hive: Hive, declaration: DeclaredAgent | None) -> None:
+    with trio.fail_after(600):
+        await hive.supervisor.declare("bob", declaration, say=lambda _line: None)
+
+
+async def stored(hive: Hive) -> AgentRow:
+    (row,) = await hive.store.read(agents.all_agents)
+    return row
+
+
+async def test_what_the_host_says_is_kept_when_it_is_so(tmp_path: Path, clock: MockClock) -> None:
+    slow = DeclaredAgent(model="slow", recipients=["alice"])
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        machine = await hive.spawn("bob")
+        hive.machines.needs_start = True
+        nursery.start_soon(declare, hive, slow)
+        await hive.settle(lambda: hive.supervisor.agent("bob").quiescing)
+
+        assert (await stored(hive)).declaration is None  # a daemon that is killed now does it again
+        assert hive.pinned["bob"] == ["alice"]
+        hive.quiesced.set()
+        await hive.settle(lambda: hive.machines.running.get("bob") not in (None, machine))
+        await hive.settle(lambda: hive.said)
+        (said,) = hive.said
+        assert said[1].startswith(
+            "What the host's configuration says of you runs now: you were started again"
+        )
+    async with hive_at(tmp_path, hive.machines) as hive:
+        assert hive.supervisor.agent("bob").row.declaration == slow
+        assert hive.pinned["bob"] == ["alice"]
+
+
+async def test_what_holds_at_once_wakes_nobody(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        machine = await hive.spawn("bob")
+        await declare(hive, DeclaredAgent(recipients=[]))
+        assert hive.pinned["bob"] == []
+        await declare(hive, None)
+
+        assert hive.pinned["bob"] is None
+        assert hive.machines.running["bob"] is machine
+        assert hive.said == []
+
+
+async def test_what_cannot_be_had_of_it_is_noted_and_shown(tmp_path: Path, clock: MockClock) -> None:
+    good, bad = DeclaredAgent(model="good"), DeclaredAgent(model="bad")
+    async with hive_at(tmp_path) as hive:
+        await hive.spawn("bob")
+        await declare(hive, good)
+        hive.machines.unswitchable["bob"] = CannotStart("cannot start bob: no such thing")
+        with pytest.raises(ActivationFailed, match="no such thing"):
+            await declare(hive, bad)
+        assert (await stored(hive)).declaration == good
+
+        hive.machines.unswitchable.clear()
+        await declare(hive, good)
+        await hive.supervisor.refuse_declaration("bob", "f")
+        await hive.settle(lambda: hive.supervisor.agent("bob").needs_update)
+        assert (await stored(hive)).refused_declaration == "f"
+        await declare(hive, DeclaredAgent(model="better"))
+        await hive.settle(lambda: not hive.supervisor.agent("bob").needs_update)
+        assert (await stored(hive)).refused_declaration is None
+
+
+async def test_a_deploy_and_the_host_wait_for_each_other(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        await hive.spawn("bob")
+        nursery.start_soon(activate, hive, declared(2, CLAUDE))
+        await hive.settle(lambda: hive.supervisor.agent("bob").quiescing)
+        nursery.start_soon(declare, hive, DeclaredAgent(model="host"))
+        await wait_all_tasks_blocked()
+        assert hive.supervisor.agent("bob").row.declaration is None
+        hive.quiesced.set()
+        await hive.settle(lambda: hive.supervisor.agent("bob").row.declaration)
+
+        row = hive.supervisor.agent("bob").row
+        assert (row.manifest, row.declared) == (CLAUDE, declared(2, CLAUDE))
+
+
+async def test_one_that_is_destroyed_is_declared_no_more(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        await hive.supervisor.spawn("bob", declaration=DeclaredAgent(), wanted=Wanted.STOPPED)
+        assert (await stored(hive)).declaration == DeclaredAgent()
+        assert hive.supervisor.agent("bob").row.wanted is Wanted.STOPPED
+        await hive.supervisor.destroy("bob", purge=False)
+        await hive.settle(lambda: not hive.supervisor.names)
+        assert (await stored(hive)).declaration is None
+
+        await hive.spawn("bob")
+        assert (await stored(hive)).declaration is None

@@ -77,7 +77,8 @@ class Daemon:
         return self.home / "state" / "broker.sqlite"
 
     def agent_socket(self, name: str) -> Path:
-        return self.home / "run" / "agents" / name / "mcp.sock"
+        run = self.home / "run"
+        return (run / "manager" if name == "manager" else run / "agents" / name) / "mcp.sock"
 
     def state(self, name: str) -> Path:
         """The state directory of an agent's harness."""
@@ -553,6 +554,19 @@ def refusal(fn: Callable[[], object]) -> RequestFailed:
     except RequestFailed as failed:
         return failed
     raise AssertionError(f"it was not refused: {answer}")
+
+
+def git(directory: Path, *argv: str) -> str:
+    """Run git as the manager would, in a repository that it works in, and give what it said."""
+    identity = ["-c", "user.name=manager", "-c", "user.email=manager@hive"]
+    done = subprocess.run(
+        ["git", *identity, "-C", str(directory), *argv],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"},
+    )
+    return done.stdout.strip()
 
 
 def clean_environment(

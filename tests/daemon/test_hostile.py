@@ -145,10 +145,13 @@ def _odd_value(rng: random.Random, depth: int = 0) -> Any:
 AGENT_TYPES = [
     *("send", "recv", "ack_turn", "requeue_inflight", "inbox_status", "recent", "wake", "operator_msg"),
     *("whoami", "set_status", "logs", "publish", "control_done", "nonsense", "quiesce", "set_aside"),
+    *("request_spawn", "request_init_config", "request_apply_commit", "request_update_meta_inputs"),
+    *("open_config", "list_approvals", "list_agents", "kill", "start", "restart", "update", "cancel_thread"),
 ]
 AGENT_FIELDS = [
     *("to", "body", "in_reply_to", "idempotency_key", "wait_seconds", "max", "ids", "limit", "from"),
     *("text", "lines", "events", "now", "id", "ok", "type", "reason", "failed"),
+    *("name", "agent", "commit_ref", "description", "inputs", "kind"),
 ]
 COMMANDS = [
     *("list", "agent_status", "set_paused", "start", "stop", "restart", "urls", "pending", "kill", "destroy"),

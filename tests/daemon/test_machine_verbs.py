@@ -130,7 +130,7 @@ def test_the_manager_hears_what_happens_to_the_others(daemon: Daemon) -> None:
     told = events_of(daemon, "manager")
     assert set(by("agent", told)) == {"ann"}
     assert told[1]["note"] == "killed by SIGKILL"
-    assert daemon.agent_socket("manager").exists() is False
+    assert not (daemon.home / "run" / "agents" / "manager").exists()
     assert (daemon.home / "run" / "manager" / "mcp.sock").exists()
 
 

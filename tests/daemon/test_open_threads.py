@@ -3,7 +3,7 @@
 import sqlite3
 from contextlib import closing
 
-from .kit import AgentClient, Daemon, wait_until
+from .kit import Daemon, wait_until
 
 
 def test_the_manager_sees_the_questions_of_all_and_others_their_own(daemon: Daemon) -> None:
@@ -12,7 +12,7 @@ def test_the_manager_sees_the_questions_of_all_and_others_their_own(daemon: Daem
     with (
         daemon.agent("alice") as alice,
         daemon.agent("bob") as bob,
-        AgentClient(daemon.home / "run/manager/mcp.sock") as manager,
+        daemon.agent("manager") as manager,
     ):
         asked = alice.call("ask", question="which one?", to="bob")["id"]
         of_operator = alice.call("ask", question="why?")["id"]

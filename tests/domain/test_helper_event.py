@@ -8,9 +8,10 @@ import pytest
 from hive_core.domain.helper_event import (
     AS_FOUND,
     AS_SPAWNED,
-    MAX_NOTE_CHARS,
     Allowance,
+    ApprovalResolved,
     Condition,
+    ConfigReady,
     ContainerCrash,
     Destroyed,
     HelperEvent,
@@ -26,11 +27,35 @@ from hive_core.domain.helper_event import (
     is_news_to_the_operator,
     render_body,
 )
+from hive_core.wire.limits import MAX_NOTE_CHARS
 
 BODIES: dict[HelperEvent, str] = {
     Spawned(agent="bob", ok=True): '{"event":"spawned","agent":"bob","ok":true}',
     Spawned(agent="bob", ok=False, note="no image"): (
         '{"event":"spawned","agent":"bob","ok":false,"note":"no image"}'
+    ),
+    Spawned(agent="bob", ok=True, sha="abc", tag="deployed/0"): (
+        '{"event":"spawned","agent":"bob","ok":true,"sha":"abc","tag":"deployed/0"}'
+    ),
+    Rebuilt(agent="bob", ok=False, note="no", sha="abc", tag="failed/7"): (
+        '{"event":"rebuilt","agent":"bob","ok":false,"note":"no","sha":"abc","tag":"failed/7"}'
+    ),
+    ConfigReady(agent="bob"): '{"event":"config_ready","agent":"bob"}',
+    ApprovalResolved(agent="bob", id=7, kind="spawn", status="approved"): (
+        '{"event":"approval_resolved","agent":"bob","id":7,"kind":"spawn","status":"approved"}'
+    ),
+    ApprovalResolved(
+        agent="bob",
+        id=7,
+        kind="apply_commit",
+        status="denied",
+        note="no",
+        sha="abc",
+        tag="denied/7",
+        description="why",
+    ): (
+        '{"event":"approval_resolved","agent":"bob","id":7,"kind":"apply_commit","status":"denied",'
+        '"note":"no","sha":"abc","tag":"denied/7","description":"why"}'
     ),
     Rebuilt(agent="bob", ok=True): '{"event":"rebuilt","agent":"bob","ok":true}',
     Killed(agent="bob"): '{"event":"killed","agent":"bob"}',
@@ -64,7 +89,7 @@ def test_a_person_is_not_told_that_what_was_asked_for_was_done() -> None:
     told = {render_body(event) for event in BODIES if is_news_to_the_operator(event)}
 
     assert {json.loads(body)["event"] for body in told} == {
-        "spawned", "container_crash", "needs_login", "needs_update", "peer_refused",
+        "spawned", "rebuilt", "container_crash", "needs_login", "needs_update", "peer_refused",
     }  # fmt: skip
     assert not is_news_to_the_operator(Spawned(agent="bob", ok=True))
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 import pytest
 from msgspec import UNSET
 
-from hive_core.config import Config, Machines
-from hive_core.host import doctor, survey
+from hive_core.config import Config, Deploy, Machines
+from hive_core.host import doctor, doctor_nix, survey
 from hive_core.host.doctor import CHECKS, check
+from hive_core.host.nix_survey import SeenNix
 from hive_core.host.survey import Host, SeenImage
 from hive_core.wire.machine import Check
 from hive_core.wire.version import VERSION
@@ -37,6 +38,8 @@ SOUND: Final = Host(
     run_dir_mode=0o751,
     run_dir_owner=0,
     group_members=("ada",),
+    missing_users=(),
+    git="2.39.5",
     state_dir="/var/lib/hyperhive",
     free_bytes=50 * 2**30,
     harness_dir="/opt/hyperhive",
@@ -49,6 +52,16 @@ SOUND: Final = Host(
     forward_drops=(),
     docker=False,
     veth_links=False,
+)
+NIX: Final = Config(deploy=Deploy(builder="nix", inputs={"hyperhive": "path:/h", "nixpkgs": "path:/n"}))
+SOUND_NIX: Final = SeenNix(
+    version="2.8",
+    problem=None,
+    sandbox="true",
+    trusted=(),
+    is_allowed=True,
+    inputs_problem=None,
+    missing_inputs=(),
 )
 
 
@@ -64,8 +77,31 @@ def the_only_one_not_ok(config: Config | None = None, **seen: Any) -> Check:
 
 
 def test_a_sound_host_passes_every_check() -> None:
-    assert {made.status for made in checks().values()} == {"ok"}
-    assert len(checks()) == len(CHECKS)
+    assert {made.status for made in checks(NIX, nix=SOUND_NIX).values()} == {"ok"}
+    assert len(checks(NIX, nix=SOUND_NIX)) == len(CHECKS)
+    assert not [name for name in checks() if "nix" in name], "this hive builds nothing with it"
+
+
+@pytest.mark.parametrize(
+    ("seen", "name", "status", "text"),
+    [
+        ({"problem": "cannot build with nix: it is not there; get it"}, "nix", "fail", "it is not there"),
+        ({"is_allowed": False}, "nix", "fail", "allowed-users leave hive-nix out"),
+        ({"sandbox": "false"}, "nix sandbox", "warn", "sees files of this host"),
+        ({"sandbox": "relaxed"}, "nix sandbox", "warn", "is relaxed"),
+        ({"sandbox": None}, "nix sandbox", "warn", "does not say"),
+        ({"trusted": ("@users",)}, "nix trust", "fail", "trusted-users has @users"),
+        ({"inputs_problem": "it has no nixpkgs; say it"}, "deploy.inputs", "fail", "it has no nixpkgs"),
+        ({"missing_inputs": ("/h",)}, "deploy.inputs", "fail", "no flake in /h"),
+    ],
+)
+def test_what_a_hive_that_builds_with_nix_needs(
+    seen: dict[str, Any], name: str, status: str, text: str
+) -> None:
+    made = the_only_one_not_ok(NIX, nix=dataclasses.replace(SOUND_NIX, **seen))
+
+    assert (made.name, made.status) == (name, status)
+    assert text in made.text
 
 
 @pytest.mark.parametrize(
@@ -211,7 +247,7 @@ def test_a_pool_that_was_moved_is_looked_at_where_it_is() -> None:
 async def test_this_host_can_be_looked_at_whatever_it_is() -> None:
     found = await check(Config())
 
-    assert len(found) == len(CHECKS)
+    assert len(found) == len(CHECKS) - len(doctor_nix.CHECKS)
     harness = next(made for made in found if made.name == "harness")
     assert (harness.status, harness.text) == ("ok", f"{VERSION} in {sys.prefix}, as hive-core")
 

@@ -679,3 +679,19 @@ def everything(tree: Path) -> dict[str, object]:
         )
         for path in sorted(tree.rglob("*"))
     }
+
+
+def test_a_harness_of_the_store_has_a_python_of_its_own_in_any_image(
+    machines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    monkeypatch.setattr(images_module, "NIX_STORE", store)
+    harness = make_harness(store / "0123-hyperhive", interpreter=str(store / "4567-python/bin/python3.13"))
+    make_tree(machines / "debian", python=None)
+    tree = make_tree(machines / "with-nix", python=None)
+    (tree / "nix").mkdir()
+    images = Images(machines, harness=harness)
+
+    for name, place in (("debian", machines / "h-alice"), ("with-nix", upper_dir(machines, "h-alice"))):
+        images.prepare_root(ALICE, images.resolve(name))
+        assert (place / "nix/store").is_dir()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hive_core.host.nix_roots import pin_booted, profile, sweep_generations
+from hive_core.host.nix_roots import pin_booted, profile, remove_profile, sweep_generations
 
 
 def closure(tmp_path: Path, number: int) -> Path:
@@ -54,3 +54,11 @@ def test_what_is_no_generation_stays(tmp_path: Path, profiles: Path) -> None:
 
 def test_an_agent_without_a_profile_has_none(tmp_path: Path) -> None:
     assert sweep_generations("bob", 5, profiles=tmp_path, roots=tmp_path) is None
+
+
+def test_of_one_that_is_destroyed_nothing_is_left(tmp_path: Path, profiles: Path) -> None:
+    for _ in range(2):
+        remove_profile("alice", profiles)
+
+    assert list(profiles.iterdir()) == []
+    assert closure(tmp_path, 3).is_dir()

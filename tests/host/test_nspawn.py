@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hive_core.config import Machines
 from hive_core.domain.cage import Cage, CannotStart, Network, Shape, resolve
 from hive_core.host import nspawn
+from hive_core.host.binds import Mount
 from hive_core.host.images import Image, Kind
 from hive_core.host.nspawn import Sources, digest, read_digest, render_settings, signed
 
@@ -60,10 +61,19 @@ def sources(agent: str) -> Sources:
     )
 
 
+DEPLOYED = replace(
+    sources("alice"),
+    release=Path("/var/lib/hyperhive/releases/alice"),
+    binds=(
+        Mount(Path("/srv/data"), "/srv/data", False, "idmap,norbind"),
+        Mount(Path("/srv/out"), "/out", True, "rootidmap,norbind"),
+    ),
+)
 RENDERED = {
     "tree.nspawn": lambda: render_settings(ALICE, TREE, sources("alice"), "hive"),
     "tree-veth.nspawn": lambda: render_settings(NETWORKED, TREE, sources("alice"), "hive"),
     "manager.nspawn": lambda: render_settings(MANAGER, TREE, sources("manager"), "hive"),
+    "deployed.nspawn": lambda: render_settings(ALICE, TREE, DEPLOYED, "hive"),
     "nix.nspawn": lambda: render_settings(ALICE, CLOSURE, sources("alice"), "hive"),
     "50-hive.conf": lambda: nspawn.render_drop_in(ALICE, Path("/opt/hyperhive/bin/python3")),
 }
@@ -264,3 +274,14 @@ def test_nothing_that_limits_change_is_in_a_file() -> None:
 
     assert settings(other) == settings(ALICE)
     assert nspawn.render_drop_in(other, Path("/p")) == nspawn.render_drop_in(ALICE, Path("/p"))
+
+
+def test_a_harness_of_the_store_brings_the_store_with_it() -> None:
+    line = "BindReadOnly=/nix/store:/nix/store:idmap,norbind"
+    of_store = replace(sources("alice"), harness=Path("/nix/store/0123-hyperhive"))
+
+    assert line not in render_settings(ALICE, TREE, sources("alice")).splitlines()
+    settings = render_settings(ALICE, TREE, of_store).splitlines()
+    assert settings.count(line) == 1
+    assert "BindReadOnly=/nix/store/0123-hyperhive:/opt/hyperhive:norbind" in settings
+    assert render_settings(ALICE, CLOSURE, of_store).splitlines().count(line) == 1

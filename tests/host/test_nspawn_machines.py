@@ -1,5 +1,6 @@
 """The machines of a host, on a systemd that is played by scripts."""
 
+import json
 import os
 import stat
 import subprocess
@@ -8,19 +9,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 from host.conftest import Fake, FakeProgram
 
-from hive_core.config import Config, Harness, Machines
+from hive_core.config import Config, DeclaredAgent, Harness, Machines
+from hive_core.declarable import Bind, Limits, McpServer
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import CannotStart, Network, Shape, Usage
 from hive_core.domain.machine import Wanted
+from hive_core.domain.manifest import Manifest
 from hive_core.host import cgroup, machine_watch, machinectl, nix_roots, nspawn, nspawn_machine
 from hive_core.host import usage as usage_module
-from hive_core.host.images import Images, Kind, upper_dir
-from hive_core.host.nspawn_machines import NspawnMachines
+from hive_core.host.blueprint import Blueprints
+from hive_core.host.images import Image, Images, Kind, upper_dir
+from hive_core.host.nspawn_machines import NspawnMachines, SwitchLive
 from hive_core.host.process import CommandError
 from hive_core.layout import Layout
 
@@ -130,10 +135,15 @@ def make(tmp_path: Path, systemd: FakeSystemd) -> Callable[..., NspawnMachines]:
     (tree / "sbin/init").touch()
 
     def made(
-        config: Config | None = None, appeared: Callable[[str], None] = lambda _: None
+        config: Config | None = None,
+        appeared: Callable[[str], None] = lambda _: None,
+        *,
+        switch_live: SwitchLive | None = None,
+        home: Path | None = None,
     ) -> NspawnMachines:
         settings = config or Config()
-        return NspawnMachines(layout, lambda: settings, Images(tmp_path / "machines"), appeared)
+        where = layout if home is None else replace(layout, home=home)
+        return NspawnMachines(where, lambda: settings, Images(tmp_path / "machines"), appeared, switch_live)
 
     return made
 
@@ -285,6 +295,156 @@ async def test_what_would_be_started_differently_has_another_digest(make: Make, 
     assert make(Config(harness=Harness(environment={"A": "b"}))).declared(BOB) not in {digest, None}
     assert machines.declared(replace(BOB, shape=Shape("none-such"))) is None
     assert machines.applied("bob") is None
+
+
+def deploy(tmp_path: Path, number: int, manifest: Manifest, **files: str) -> AgentRow:
+    """Lay out a release of bob, and give the row that has it deployed."""
+    config = tmp_path / "state/releases/bob" / (f"{number}" * 40) / "config"
+    config.mkdir(parents=True)
+    for name, text in files.items():
+        (config / name).write_text(text)
+    return replace(BOB, manifest=manifest, deployed_sha=f"{number}" * 40, deployed_tag=f"deployed/{number}")
+
+
+async def test_a_machine_gets_what_was_deployed(make: Make, systemd: FakeSystemd, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    manifest = Manifest(
+        provider="claude", prompt="task", environment={"A": "b"}, binds=[Bind(source=f"{tmp_path}/data")]
+    )
+    row = deploy(tmp_path, 1, manifest, task="do it")
+    # Else the data would lie in the hive's home.
+    await make(home=tmp_path / "home").start(row)
+
+    settings = (tmp_path / "settings_dir/h-bob.nspawn").read_text().splitlines()
+    assert f"BindReadOnly={tmp_path}/state/releases/bob:/etc/hyperhive/release:norbind" in settings
+    assert f"BindReadOnly={tmp_path}/data:{tmp_path}/data:idmap,norbind" in settings
+    assert (tmp_path / "state/releases/bob/config/task").read_text() == "do it"
+    assert set((tmp_path / "run/agents/bob/environment").read_text().splitlines()) >= {
+        'A="b"',
+        'HIVE_PROVIDER="claude"',
+        'HIVE_PROMPT_FILE="/etc/hyperhive/release/config/task"',
+        'HIVE_RELEASE="/etc/hyperhive/release"',
+    }
+
+
+async def test_what_a_machine_can_be_shown_needs_no_start(
+    make: Make, systemd: FakeSystemd, tmp_path: Path
+) -> None:
+    prompted = Manifest(prompt="task")
+    machines = make()
+    await machines.start(deploy(tmp_path, 1, prompted, task="do it", notes="a"))
+    limited = deploy(tmp_path, 2, prompted, task="do it", notes="b")
+    limited = replace(limited, shape=replace(limited.shape, tasks_max=99))
+
+    assert await machines.switch(limited)
+
+    assert machines.applied("bob") == machines.declared(limited)
+    assert (tmp_path / "state/releases/bob/config/notes").read_text() == "b"
+    assert "TasksMax=99" in systemd.systemctl.calls[-1]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [Manifest(provider="x"), Manifest(environment={"A": "b"}), Manifest(prompt="task"), Manifest(model="x")],
+)
+async def test_what_it_has_for_as_long_as_it_runs_needs_a_start(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, manifest: Manifest
+) -> None:
+    machines = make()
+    await machines.start(BOB)
+    row = deploy(tmp_path, 1, manifest, task="do it")
+
+    assert not await machines.switch(row)
+    assert machines.applied("bob") != machines.declared(row)
+
+
+async def test_what_the_host_does_not_have_is_said_before_anything_is_stopped(
+    make: Make, systemd: FakeSystemd, tmp_path: Path
+) -> None:
+    machines = make()
+    await machines.start(BOB)
+    row = deploy(tmp_path, 1, Manifest(binds=[Bind(source="/srv/none-such", path="/x")]))
+
+    with pytest.raises(CannotStart, match="it is to see /srv/none-such: No such file"):
+        await machines.switch(row)
+    with pytest.raises(CannotStart, match="what was deployed of it is missing"):
+        await machines.switch(replace(row, deployed_sha="f" * 40, manifest=Manifest(prompt="task")))
+    assert machines.declared(row) is None
+
+
+class Closures:
+    """A store whose closures are names, and a machine that can or cannot be brought to one."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.switched: list[tuple[str, str]] = []
+        self.outcome: bool | Exception = True
+        tree = Images(tmp_path / "machines").resolve("debian")
+
+        def resolve(_self: Images, name: str, _agent: str = "") -> Image:
+            return replace(tree, kind=Kind.NIX, path=Path(name)) if name.startswith("/") else tree
+
+        monkeypatch.setattr(Images, "resolve", resolve)
+
+    async def switch(self, machine: str, closure: str) -> bool:
+        self.switched.append((machine, closure))
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+ONE, TWO = (replace(BOB, shape=Shape(image=f"/nix/store/{name}")) for name in ("one", "two"))
+
+
+async def test_another_closure_is_switched_to_and_another_daemon_knows(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closures = Closures(tmp_path, monkeypatch)
+    machines = make(switch_live=closures.switch)
+    await machines.start(ONE)
+
+    assert await machines.switch(TWO)
+    assert await machines.switch(TWO)
+
+    assert closures.switched == [("h-bob", "/nix/store/two")]
+    assert machines.applied("bob") == machines.declared(TWO)
+    systemd.say(active="active", main_pid=systemd.pid)
+    another = make(switch_live=closures.switch)
+    await another.find("bob")
+    assert await another.switch(TWO)
+    assert await another.switch(ONE), "and back"
+    assert closures.switched[1:] == [("h-bob", "/nix/store/one")]
+
+
+async def test_more_than_a_closure_is_not_switched(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closures = Closures(tmp_path, monkeypatch)
+    machines = make(switch_live=closures.switch)
+    await machines.start(ONE)
+
+    assert not await machines.switch(replace(TWO, manifest=Manifest(provider="x")))
+    assert not await machines.switch(BOB), "a tree"
+    assert not await make().switch(TWO), "which does not run"
+    assert closures.switched == []
+
+
+async def test_a_switch_that_fails_half_way_leaves_a_machine_that_is_nothing_known(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closures = Closures(tmp_path, monkeypatch)
+    machines = make(switch_live=closures.switch)
+    await machines.start(ONE)
+    closures.outcome = CommandError("exit status 1")
+
+    with pytest.raises(CommandError):
+        await machines.switch(TWO)
+
+    assert not await machines.switch(ONE), "it may have some of the other"
+    systemd.say(active="active", main_pid=systemd.pid)
+    another = make(switch_live=closures.switch)
+    assert await another.find("bob") is not None
+    assert not await another.switch(ONE)
 
 
 async def test_what_we_did_not_sign_is_not_ours(make: Make, systemd: FakeSystemd, tmp_path: Path) -> None:
@@ -617,3 +777,72 @@ async def test_the_facts_of_a_machine_need_no_machine(make: Make, systemd: FakeS
 
 def test_units_of_machines_are_named_once() -> None:
     assert machinectl.unit_of("h-bob") == nspawn.unit_name("h-bob")
+
+
+async def test_what_the_host_gives_an_agent_is_beside_its_socket_while_it_runs(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Images, "resolv_conf", staticmethod(lambda: b"nameserver 192.0.2.1\n"))
+    key, secrets = tmp_path / "key", tmp_path / "secrets"
+    key.write_text("k")
+    secrets.write_text("TOKEN=t\nMODEL=secret\n")
+    declaration = DeclaredAgent(
+        network="veth",
+        model="large",
+        limits=Limits(memory="1G"),
+        environment={"MODEL": "plain"},
+        environment_file=str(secrets),
+        credentials={"api": str(key)},
+        mcp_servers={"notes": McpServer(command="notes")},
+    )
+    declared = replace(BOB, declaration=declaration)
+    blueprints = Blueprints(
+        Layout(tmp_path, tmp_path / "run", tmp_path / "state"), Config, Images(tmp_path / "machines")
+    )
+    run = tmp_path / "run/agents/bob"
+
+    blueprints.build(declared)
+
+    said = (run / "environment").read_text().splitlines()
+    assert {
+        'TOKEN="t"',
+        'MODEL="secret"',
+        'HIVE_DEFAULT_MODEL="large"',
+        'HIVE_EXTRA_MCP="/run/hive/extra-mcp.json"',
+        'CREDENTIALS_DIRECTORY="/run/hive/credentials"',
+    } <= set(said)
+    assert (run / "credentials/api").read_text() == "k"
+    assert (run / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+    assert json.loads((run / "extra-mcp.json").read_text())["notes"]["command"] == "notes"
+    assert "VirtualEthernet=yes" in nspawn.settings_path("h-bob").read_text()
+    assert blueprints.cage(declared).limits.memory_max_bytes == 2**30
+    # Neither what it may take nor what is in those files is a reason to start it anew.
+    key.write_text("k2")
+    for other in ({"limits": Limits(memory="2G")}, {"credentials": {"other": str(key)}}, {"recipients": []}):
+        row = replace(BOB, declaration=msgspec.structs.replace(declaration, **other))
+        assert blueprints.render(row)[1].digest == blueprints.render(declared)[1].digest
+    for other in ({"network": "none"}, {"mcp_servers": {}}, {"model": "small"}):
+        row = replace(BOB, declaration=msgspec.structs.replace(declaration, **other))
+        assert blueprints.render(row)[1].digest != blueprints.render(declared)[1].digest
+
+    blueprints.build(BOB)
+    assert (run / "resolv.conf").read_text() == ""
+    assert not (run / "credentials").exists()
+    assert "HIVE_EXTRA_MCP" not in (run / "environment").read_text()
+
+
+async def test_what_an_agent_is_given_is_gone_when_its_machine_is(
+    make: Make, systemd: FakeSystemd, tmp_path: Path, nspawn_process: subprocess.Popen[bytes]
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("k")
+    declared = replace(BOB, declaration=DeclaredAgent(credentials={"api": str(key)}))
+    machine = await make().start(declared)
+    assert (tmp_path / "run/agents/bob/credentials/api").read_text() == "k"
+
+    systemd.say(active="inactive")
+    nspawn_process.kill()
+    with trio.fail_after(20):
+        await machine.wait()
+
+    assert not (tmp_path / "run/agents/bob/credentials").exists()

@@ -17,7 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in mine:
         item.add_marker(pytest.mark.host_bed)
         # The first one may have to build the trees.
-        item.add_marker(pytest.mark.timeout(300), append=False)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
 

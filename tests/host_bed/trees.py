@@ -40,6 +40,7 @@ HOST_PACKAGES = [
     "python3",
     "python3-venv",
     "git",
+    "nix-bin",
     "make",
     "procps",
     "busybox-static",

@@ -1,6 +1,6 @@
 """The official MCP client at our door, in a process of its own: its warnings are not ours.
 
-python sdk_client.py socket|bridge PATH     prints what it saw as one JSON object
+python sdk_client.py socket|bridge PATH [manager]     prints what it saw as one JSON object
 """
 
 import json
@@ -44,7 +44,7 @@ async def unix_client(path: str) -> AsyncIterator[tuple[Any, Any]]:
         tasks.cancel_scope.cancel()
 
 
-async def main(how: str, path: str) -> dict[str, Any]:
+async def main(how: str, path: str, who: str = "agent") -> dict[str, Any]:
     transport: Any = unix_client(path)
     if how == "bridge":
         transport = StdioServerParameters(
@@ -58,12 +58,19 @@ async def main(how: str, path: str) -> dict[str, Any]:
         seen["instructions"] = client.instructions
         seen["tools"] = [tool.name for tool in (await client.list_tools()).tools]
 
-        async def call(name: str, **arguments: Any) -> dict[str, Any]:
+        async def call(name: str, /, **arguments: Any) -> dict[str, Any]:
             result = await client.call_tool(name, arguments)
             text = "".join(part.text for part in result.content)
             return {"error": result.is_error or False, "text": text, "data": result.structured_content}
 
         seen["whoami"] = await call("whoami")
+        if who == "manager":
+            seen["list_agents"] = await call("list_agents")
+            seen["kill"] = await call("kill", name="manager")
+            asked = seen["request_spawn"] = await call("request_spawn", name="carol", description="why")
+            seen["list_approvals"] = await call("list_approvals")
+            seen["cancel_thread"] = await call("cancel_thread", kind="approval", id=asked["data"]["id"])
+            return seen
         seen["set_status"] = await call("set_status", text="testing")
         seen["get_logs"] = await call("get_logs", lines=5)
         seen["send"] = await call("send", to="bob", body="from the SDK")

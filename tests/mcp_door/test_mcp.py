@@ -63,9 +63,9 @@ def test_tools_are_listed_as_they_were(shared: Daemon) -> None:
     assert GOLDEN.read_text() == fresh, "what a model reads has changed: HIVE_WRITE_GOLDEN=1 writes it anew"
 
 
-def test_no_tool_is_a_stream_and_every_one_is_an_agents() -> None:
+def test_no_tool_is_a_stream_and_none_is_the_operators() -> None:
     assert [tool.name for tool in TOOLS if ROUTES[tool.request].stream] == []
-    assert {ROUTES[tool.request].may_call for tool in TOOLS} == {Role.AGENT}
+    assert {ROUTES[tool.request].may_call for tool in TOOLS} == {Role.AGENT, Role.MANAGER}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hive_core.serve.mcp_tools import TOOLS
+from hive_core.handlers.deps import Role
+from hive_core.serve.mcp_tools import tools_for
 
 from .conftest import Daemon
 
@@ -25,7 +26,7 @@ def test_the_official_client_does_all_that_can_be_done(shared: Daemon, how: str)
     seen = json.loads(done.stdout)
     assert (seen["server"], seen["protocol"]) == ("hyperhive", "2025-11-25")
     assert "You are the agent alice" in seen["instructions"]
-    assert seen["tools"] == [tool.name for tool in TOOLS]
+    assert seen["tools"] == list(tools_for(Role.AGENT))
     assert seen["whoami"]["data"]["name"] == "alice"
     assert seen["set_status"]["text"] == "Done."
     assert seen["get_logs"]["data"] == {"lines": []}

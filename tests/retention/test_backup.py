@@ -20,6 +20,7 @@ from hive_core.domain.cage import Network
 from hive_core.host.archive import BadArchive
 from hive_core.host.sockets import AlreadyServed, only_daemon
 from hive_core.layout import Layout
+from hive_core.repositories import Repositories
 from hive_core.store import agents, mailbox, moving
 from hive_core.store.copy import copy_database, give_back_space
 from hive_core.store.schema import SchemaError, migrate
@@ -78,7 +79,8 @@ def backups_of(layout: Layout) -> Backups:
     async def uid_of(_agent: str) -> None:
         return None
 
-    return Backups(layout, agents=named, uid_of=uid_of, wall_clock=lambda: 1_000_000.0)
+    repositories = Repositories(layout, isolated=False)
+    return Backups(layout, repositories, agents=named, uid_of=uid_of, wall_clock=lambda: 1_000_000.0)
 
 
 def opened(archive: Archive) -> Archive:
@@ -134,8 +136,8 @@ async def test_a_copy_is_of_one_moment_while_others_write(tmp_path: Path) -> Non
     assert pairs > 10
     for number in range(3):
         with closing(apsw.Connection(str(tmp_path / f"copy{number}"))) as db:
-            (count,) = db.execute("select count(*) from messages where recipient = 'pair'").fetchone()
-            assert count % 2 == 0
+            ((count,),) = db.execute("select count(*) from messages where recipient = 'pair'").fetchall()
+            assert int(str(count)) % 2 == 0
             assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
@@ -373,7 +375,8 @@ async def test_files_of_one_that_is_purged_meanwhile_are_touched_by_nobody(tmp_p
         if agent == "alice":
             raise LookupError(agent)
 
-    backups = Backups(layout, agents=named, uid_of=uid_of, wall_clock=lambda: 1_000_000.0)
+    repositories = Repositories(layout, isolated=False)
+    backups = Backups(layout, repositories, agents=named, uid_of=uid_of, wall_clock=lambda: 1_000_000.0)
 
     made = await backups.create()
 

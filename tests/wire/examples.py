@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from hive_core.wire import agent, allow, dead, host, question, reminder, retention, search
+from hive_core.wire import agent, agent_manager, allow, dead, host, question, reminder, retention, search
 from hive_core.wire.rows import MessageRow
 
 AGENT: Final[Mapping[str, msgspec.Struct]] = {
@@ -48,6 +48,69 @@ AGENT: Final[Mapping[str, msgspec.Struct]] = {
     "count_pending_reminders": agent.CountPendingReminders(),
     "pending_reminders": agent.PendingReminders(pending=2),
     "set_aside": agent.SetAside(ids=[42], reason="the turn failed three times"),
+    "cancel_thread-approval": agent.CancelThread(kind="approval", id=7),
+    "logs-name": agent.Logs(lines=5, name="bob"),
+    "request_spawn": agent_manager.RequestSpawn(
+        name="carol", description="for the docs", idempotency_key="k6"
+    ),
+    "request_spawn-short": agent_manager.RequestSpawn(name="carol"),
+    "request_init_config": agent_manager.RequestInitConfig(
+        name="carol", description="for the docs", idempotency_key="k7"
+    ),
+    "request_apply_commit": agent_manager.RequestApplyCommit(
+        agent="bob", commit_ref="0123456789ab", description="more memory", idempotency_key="k8"
+    ),
+    "request_update_meta_inputs": agent_manager.RequestUpdateInputs(
+        inputs=["nixpkgs"], description="a fix of openssl", idempotency_key="k9"
+    ),
+    "requested": agent_manager.Requested(id=7),
+    "open_config": agent_manager.OpenConfig(name="bob"),
+    "list_approvals": agent_manager.ListApprovals(),
+    "approvals": agent_manager.Approvals(
+        approvals=[
+            agent_manager.ApprovalBrief(
+                id=7,
+                kind="apply_commit",
+                status="approved",
+                requested_at=1795132800.25,
+                agent="bob",
+                proposer="manager",
+                sha="0123456789abcdef0123456789abcdef01234567",
+                description="more memory",
+                note="it ended with status 1",
+                tag="building/7",
+                expires_at=1795392000.25,
+                in_work=True,
+            ),
+            agent_manager.ApprovalBrief(
+                id=8, kind="update_meta_inputs", status="pending", requested_at=1.5, proposer="operator"
+            ),
+        ]
+    ),
+    "list_agents": agent_manager.ListAgents(),
+    "agents": agent_manager.Agents(
+        agents=[
+            agent_manager.AgentBrief(
+                name="bob",
+                running=True,
+                failed=True,
+                paused=True,
+                needs_update=True,
+                needs_login=True,
+                status_text="reading",
+                transient="restarting",
+                deployed_sha="0123456789abcdef0123456789abcdef01234567",
+                deployed_tag="deployed/7",
+                failure="exit status 1",
+                unread=3,
+            ),
+            agent_manager.AgentBrief(name="carol", running=False),
+        ]
+    ),
+    "kill": agent_manager.Kill(name="bob"),
+    "start": agent_manager.Start(name="bob"),
+    "restart": agent_manager.Restart(name="bob"),
+    "update": agent_manager.Update(name="bob"),
 }
 
 QUESTION: Final = question.QuestionRow(
@@ -191,6 +254,7 @@ HOST: Final[Mapping[str, msgspec.Struct]] = {
         unread=3,
         messages=42,
         questions=1,
+        approvals=2,
         dead=1,
         schema=3,
         database_bytes=65536,

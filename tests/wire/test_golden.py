@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from wire import examples
+from wire import approval_examples, examples
 
 import hive_core.wire
 from hive_core.wire import agent, envelope, frame, host, machine, verb
@@ -178,160 +178,165 @@ SHORT_HOST_MESSAGE = host.MessageRow(
 )
 EVENT = host.EventRow(id=9, ts="2026-09-07T12:34:56Z", kind="turn_start", payload={"ids": [42], "n": None})
 
-HOST: Mapping[str, msgspec.Struct] = examples.HOST | {
-    "list": host.List(),
-    "list.reply": host.Agents(agents=["alice", "bob"]),
-    "agent_status": host.AgentStatus(),
-    "agent_status.reply": host.AgentStatuses(agent_statuses=[ROW, SHORT_ROW]),
-    "subscribe_agent_status": host.SubscribeAgentStatus(),
-    "set_paused": host.SetPaused(name="alice", paused=True),
-    "start": host.Start(scope=host.LifecycleScope(agent_names=["alice"])),
-    "start-all": host.Start(
-        scope=host.LifecycleScope(agents=True, ci=True, forge=True, gateway=True, matrix=True, all=True)
-    ),
-    "stop": host.Stop(scope=host.LifecycleScope(agent_names=["alice"]), graceful=True),
-    "restart": host.Restart(name="alice"),
-    "urls": host.UrlsRequest(),
-    "urls.reply": host.UrlsReply(
-        urls=host.Urls(
-            domain="hive.local",
-            home="https://hive.local/",
-            forge="https://forge.hive.local/",
-            matrix="https://matrix.hive.local/",
-        )
-    ),
-    "urls.reply-none": host.UrlsReply(urls=host.Urls()),
-    "pending": host.Pending(),
-    "pending.reply-none": host.Approvals(approvals=[]),
-    "spawn": host.Spawn(name="alice"),
-    "spawn-shape": host.Spawn(
-        name="alice", image="debian", network="veth", memory="4G", cpu="200%", tasks=2048
-    ),
-    "kill": host.Kill(name="alice"),
-    "destroy": host.Destroy(name="alice", purge=True),
-    "success": host.Reply(),
-    "failure": host.Failure(
-        error="cannot send: no agent is named carol", code="conflict", reason="busy", last_id=41
-    ),
-    "failure-short": host.Failure(error="cannot read the request: it is empty", code="invalid_argument"),
-    "send": host.Send(to="alice", body="hi", in_reply_to=41, idempotency_key="k1"),
-    "send.reply": host.Sent(id=42),
-    "inbox": host.Inbox(agent="alice", limit=5),
-    "messages": host.MessagesRequest(since=41, limit=1000),
-    "messages.reply": host.Messages(messages=[HOST_MESSAGE, SHORT_HOST_MESSAGE]),
-    "why": host.Why(id=42),
-    "events": host.Events(agent="alice", after=8, limit=5, kinds=["turn_start"], follow=True),
-    "events.reply": host.EventsReply(events=[EVENT]),
-    "logs": host.Logs(agent="alice", lines=5, follow=True),
-    "logs.reply": host.LogsReply(lines=["one", "two"]),
-    "watch": host.Watch(agents=["alice"]),
-    "watch.reply": host.WatchItem(message=HOST_MESSAGE, agent="alice", event=EVENT, agent_statuses=[ROW]),
-    "watch.reply-event": host.WatchItem(agent="alice", event=EVENT),
-    "cancel_turn": host.CancelTurn(agent="alice"),
-    "new_session": host.NewSession(agent="alice"),
-    "set_model": host.SetModel(agent="alice", model="sonnet"),
-    "set_effort": host.SetEffort(agent="alice", effort="high"),
-    "compact": host.Compact(agent="alice"),
-    "login_start": host.LoginStart(agent="alice"),
-    "login_start.reply": host.LoginUrl(url="https://claude.ai/oauth/authorize?code=true"),
-    "login_code": host.LoginCode(agent="alice", code="4f2a-99c1"),
-    "login_cancel": host.LoginCancel(agent="alice"),
-    "stats": host.Stats(agent="alice", window="7d"),
-    "stats.reply": host.StatsReply(
-        since="2026-08-31T12:34:56Z",
-        turns=9,
-        ok_turns=8,
-        ok_rate=0.8889,
-        compactions=1,
-        p50_seconds=12.5,
-        p95_seconds=90.25,
-        tokens=host.TokenSums(input=1, output=2, cache_read=3, cache_creation=4),
-        cost_usd=0.25,
-        ctx_max=150_000,
-        tool_calls=5,
-        tools=[host.Count(name="Bash", count=5)],
-        wake_from=[host.Count(name="operator", count=9)],
-        results=[host.Count(name="ok", count=8)],
-        models=[host.Count(name="sonnet", count=9)],
-    ),
-    "stats.reply-none": host.StatsReply(
-        since="2026-08-31T12:34:56Z",
-        turns=0,
-        ok_turns=0,
-        compactions=0,
-        tokens=host.TokenSums(),
-        cost_usd=0.0,
-        ctx_max=0,
-        tool_calls=0,
-        tools=[],
-        wake_from=[],
-        results=[],
-        models=[],
-    ),
-    "set_model.reply": host.Carried(text="from the next turn on"),
-    "rebuild": host.Rebuild(name="alice"),
-    "set_limits": host.SetLimits(name="alice", memory="512M", cpu="50%", tasks=64),
-    "set_limits-back": host.SetLimits(name="alice", memory=None),
-    "machine": host.MachineRequest(name="alice"),
-    "machine.reply": host.MachineReply(
-        name="alice",
-        isolation="nspawn",
-        machine="h-alice",
-        image="debian",
-        network="veth",
-        uid_base=1073741824,
-        uid_count=65536,
-        memory_max_bytes=4294967296,
-        cpu_quota_percent=200,
-        tasks_max=2048,
-        addresses=["10.213.0.2"],
-        declared=["cpu"],
-    ),
-    "machine.reply-local": host.MachineReply(name="alice", isolation="none"),
-    "top": host.Top(),
-    "top.reply": host.TopReply(
-        monotonic_usec=123456789,
-        usage=[machine.UsageRow(name="alice", cpu_usec=1500000, memory_bytes=41943040, tasks=12)],
-    ),
-    "doctor": host.Doctor(),
-    "doctor.reply": host.DoctorReply(
-        checks=[
-            machine.Check(name="systemd", status="ok", text="version 252"),
-            machine.Check(
-                name="machined", status="fail", text="it does not answer", mend="systemctl start dbus"
-            ),
-        ]
-    ),
-    "images": host.Images(),
-    "images.reply": host.ImagesReply(
-        images=[
-            machine.ImageRow(name="debian", kind="tree", path="/var/lib/machines/debian", used_by=["alice"])
-        ]
-    ),
-    "image_rm": host.ImageRm(name="debian"),
-    "status": host.Status(),
-    "status.reply": host.StatusReply(
-        software="hyperhive 0.1.0",
-        mode="local",
-        home="/home/me/.local/state/hyperhive",
-        pid=4711,
-        started_at="2026-09-07T12:34:56Z",
-        uptime_seconds=12.5,
-        agents=2,
-        running=1,
-        failed=1,
-        unread=3,
-        messages=42,
-        schema=1,
-        database_bytes=65536,
-        store="ok",
-        connections=3,
-        rss_bytes=41943040,
-    ),
-}
+HOST: Mapping[str, msgspec.Struct] = (
+    examples.HOST
+    | approval_examples.HOST
+    | {
+        "list": host.List(),
+        "list.reply": host.Agents(agents=["alice", "bob"]),
+        "agent_status": host.AgentStatus(),
+        "agent_status.reply": host.AgentStatuses(agent_statuses=[ROW, SHORT_ROW]),
+        "subscribe_agent_status": host.SubscribeAgentStatus(),
+        "set_paused": host.SetPaused(name="alice", paused=True),
+        "start": host.Start(scope=host.LifecycleScope(agent_names=["alice"])),
+        "start-all": host.Start(
+            scope=host.LifecycleScope(agents=True, ci=True, forge=True, gateway=True, matrix=True, all=True)
+        ),
+        "stop": host.Stop(scope=host.LifecycleScope(agent_names=["alice"]), graceful=True),
+        "restart": host.Restart(name="alice"),
+        "urls": host.UrlsRequest(),
+        "urls.reply": host.UrlsReply(
+            urls=host.Urls(
+                domain="hive.local",
+                home="https://hive.local/",
+                forge="https://forge.hive.local/",
+                matrix="https://matrix.hive.local/",
+            )
+        ),
+        "urls.reply-none": host.UrlsReply(urls=host.Urls()),
+        "spawn": host.Spawn(name="alice"),
+        "spawn-shape": host.Spawn(
+            name="alice", image="debian", network="veth", memory="4G", cpu="200%", tasks=2048
+        ),
+        "kill": host.Kill(name="alice"),
+        "destroy": host.Destroy(name="alice", purge=True),
+        "success": host.Reply(),
+        "failure": host.Failure(
+            error="cannot send: no agent is named carol", code="conflict", reason="busy", last_id=41
+        ),
+        "failure-short": host.Failure(error="cannot read the request: it is empty", code="invalid_argument"),
+        "send": host.Send(to="alice", body="hi", in_reply_to=41, idempotency_key="k1"),
+        "send.reply": host.Sent(id=42),
+        "inbox": host.Inbox(agent="alice", limit=5),
+        "messages": host.MessagesRequest(since=41, limit=1000),
+        "messages.reply": host.Messages(messages=[HOST_MESSAGE, SHORT_HOST_MESSAGE]),
+        "why": host.Why(id=42),
+        "events": host.Events(agent="alice", after=8, limit=5, kinds=["turn_start"], follow=True),
+        "events.reply": host.EventsReply(events=[EVENT]),
+        "logs": host.Logs(agent="alice", lines=5, follow=True),
+        "logs.reply": host.LogsReply(lines=["one", "two"]),
+        "watch": host.Watch(agents=["alice"]),
+        "watch.reply": host.WatchItem(message=HOST_MESSAGE, agent="alice", event=EVENT, agent_statuses=[ROW]),
+        "watch.reply-event": host.WatchItem(agent="alice", event=EVENT),
+        "cancel_turn": host.CancelTurn(agent="alice"),
+        "new_session": host.NewSession(agent="alice"),
+        "set_model": host.SetModel(agent="alice", model="sonnet"),
+        "set_effort": host.SetEffort(agent="alice", effort="high"),
+        "compact": host.Compact(agent="alice"),
+        "login_start": host.LoginStart(agent="alice"),
+        "login_start.reply": host.LoginUrl(url="https://claude.ai/oauth/authorize?code=true"),
+        "login_code": host.LoginCode(agent="alice", code="4f2a-99c1"),
+        "login_cancel": host.LoginCancel(agent="alice"),
+        "stats": host.Stats(agent="alice", window="7d"),
+        "stats.reply": host.StatsReply(
+            since="2026-08-31T12:34:56Z",
+            turns=9,
+            ok_turns=8,
+            ok_rate=0.8889,
+            compactions=1,
+            p50_seconds=12.5,
+            p95_seconds=90.25,
+            tokens=host.TokenSums(input=1, output=2, cache_read=3, cache_creation=4),
+            cost_usd=0.25,
+            ctx_max=150_000,
+            tool_calls=5,
+            tools=[host.Count(name="Bash", count=5)],
+            wake_from=[host.Count(name="operator", count=9)],
+            results=[host.Count(name="ok", count=8)],
+            models=[host.Count(name="sonnet", count=9)],
+        ),
+        "stats.reply-none": host.StatsReply(
+            since="2026-08-31T12:34:56Z",
+            turns=0,
+            ok_turns=0,
+            compactions=0,
+            tokens=host.TokenSums(),
+            cost_usd=0.0,
+            ctx_max=0,
+            tool_calls=0,
+            tools=[],
+            wake_from=[],
+            results=[],
+            models=[],
+        ),
+        "set_model.reply": host.Carried(text="from the next turn on"),
+        "rebuild": host.Rebuild(name="alice"),
+        "set_limits": host.SetLimits(name="alice", memory="512M", cpu="50%", tasks=64),
+        "set_limits-back": host.SetLimits(name="alice", memory=None),
+        "machine": host.MachineRequest(name="alice"),
+        "machine.reply": host.MachineReply(
+            name="alice",
+            isolation="nspawn",
+            machine="h-alice",
+            image="debian",
+            network="veth",
+            uid_base=1073741824,
+            uid_count=65536,
+            memory_max_bytes=4294967296,
+            cpu_quota_percent=200,
+            tasks_max=2048,
+            addresses=["10.213.0.2"],
+            declared=["cpu"],
+            declared_in="/etc/hyperhive/config.toml",
+        ),
+        "machine.reply-local": host.MachineReply(name="alice", isolation="none"),
+        "top": host.Top(),
+        "top.reply": host.TopReply(
+            monotonic_usec=123456789,
+            usage=[machine.UsageRow(name="alice", cpu_usec=1500000, memory_bytes=41943040, tasks=12)],
+        ),
+        "doctor": host.Doctor(),
+        "doctor.reply": host.DoctorReply(
+            checks=[
+                machine.Check(name="systemd", status="ok", text="version 252"),
+                machine.Check(
+                    name="machined", status="fail", text="it does not answer", mend="systemctl start dbus"
+                ),
+            ]
+        ),
+        "images": host.Images(),
+        "images.reply": host.ImagesReply(
+            images=[
+                machine.ImageRow(
+                    name="debian", kind="tree", path="/var/lib/machines/debian", used_by=["alice"]
+                )
+            ]
+        ),
+        "image_rm": host.ImageRm(name="debian"),
+        "status": host.Status(),
+        "status.reply": host.StatusReply(
+            software="hyperhive 0.1.0",
+            mode="local",
+            home="/home/me/.local/state/hyperhive",
+            pid=4711,
+            started_at="2026-09-07T12:34:56Z",
+            uptime_seconds=12.5,
+            agents=2,
+            running=1,
+            failed=1,
+            unread=3,
+            messages=42,
+            schema=1,
+            database_bytes=65536,
+            store="ok",
+            connections=3,
+            rss_bytes=41943040,
+        ),
+    }
+)
 
 # What clients of the original write, byte for byte (design: wire.md section 1).
-ORIGINAL: Mapping[bytes, msgspec.Struct] = {
+ORIGINAL: Mapping[bytes, msgspec.Struct] = approval_examples.ORIGINAL | {
     b'{"cmd":"list"}': host.List(),
     b'{"cmd":"agent_status"}': host.AgentStatus(),
     b'{"cmd":"subscribe_agent_status"}': host.SubscribeAgentStatus(),
@@ -344,7 +349,6 @@ ORIGINAL: Mapping[bytes, msgspec.Struct] = {
     ),
     b'{"cmd":"restart","name":"a"}': host.Restart(name="a"),
     b'{"cmd":"urls"}': host.UrlsRequest(),
-    b'{"cmd":"pending"}': host.Pending(),
     b'{"cmd":"spawn","name":"a"}': host.Spawn(name="a"),
     b'{"cmd":"kill","name":"a"}': host.Kill(name="a"),
     b'{"cmd":"destroy","name":"a","purge":false}': host.Destroy(name="a"),
@@ -438,6 +442,15 @@ def test_the_roster_begins_with_the_keys_of_the_original_in_its_order() -> None:
     assert list(row)[:13] == [
         "name", "running", "failed", "needs_update", "needs_login", "deployed_sha", "pending_reminders",
         "paused", "parent", "active_model", "status_text", "status_set_at", "url",
+    ]  # fmt: skip
+
+
+def test_an_approval_begins_with_the_keys_of_the_original_in_its_order() -> None:
+    row = msgspec.json.decode(host.encode_line(approval_examples.ROW))
+
+    assert list(row)[:10] == [
+        "id", "agent", "kind", "commit_ref", "fetched_sha", "requested_at", "status", "resolved_at", "note",
+        "description",
     ]  # fmt: skip
 
 

@@ -1,13 +1,11 @@
 """How `claude` is started: its arguments, its environment, and the files that it reads at the start."""
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -26,12 +24,11 @@ DENIED: Final = ("WebFetch", "WebSearch", "Task", "Agent", "TodoWrite")
 
 EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 
-DEFAULT_PRONOUNS: Final = "they/them"
-
 MARK: Final = "HIVE_TURN_OF"
 """A variable that everything started in a turn of this agent has, however it detached itself."""
 
-# Nothing else: what claude gets, every command and every MCP server of the turn gets too.
+# Nothing else but what the agent's declaration sets: what claude gets, every command and every MCP server
+# of the turn gets too.
 _PASSED_ON: Final = frozenset(
     {
         *("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL"),
@@ -45,6 +42,9 @@ _PASSED_ON: Final = frozenset(
     }
 )
 _PASSED_ON_PREFIXES: Final = ("ANTHROPIC_", "LC_")
+# Whatever is declared: the hive's own, and what puts other code into a program that is started.
+_KEPT_PREFIXES: Final = ("HIVE_", "HYPERHIVE_", "LD_", "GLIBC_", "PYTHON")
+_KEPT: Final = frozenset({"NODE_OPTIONS", "BUN_OPTIONS", "BASH_ENV", "ENV", "GCONV_PATH"})
 
 _ALWAYS: Final = {
     "TERM": "dumb",
@@ -72,11 +72,12 @@ def find_binary(config: Config, environ: Mapping[str, str]) -> str | None:
 
 
 def build_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """Give the environment of claude: a few variables of *environ*, and ours."""
+    """Give the environment of claude: a few variables of *environ*, those that are declared, and ours."""
+    declared = {name for name in config.pass_on if name not in _KEPT and not name.startswith(_KEPT_PREFIXES)}
     passed_on = {
         name: value
         for name, value in environ.items()
-        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+        if name in _PASSED_ON or name in declared or name.startswith(_PASSED_ON_PREFIXES)
     }
     built = {"LANG": "C.UTF-8", **passed_on, **_ALWAYS}
     if "HOME" not in built:
@@ -111,9 +112,7 @@ class Files:
     mcp_config: Path
 
 
-def write_files(
-    directory: Path, label: str, extras: Mapping[str, ExtraServer], *, operator_pronouns: str = ""
-) -> Files:
+def write_files(directory: Path, system_prompt: str, extras: Mapping[str, ExtraServer]) -> Files:
     """Write what claude reads when it starts into *directory*, which is private.
 
     Raises:
@@ -128,7 +127,7 @@ def write_files(
     for key, extra in extras.items():
         servers[key] = {"command": extra.command, "args": extra.args, "env": extra.env}
     files.settings.write_bytes(msgspec.json.encode(_SETTINGS))
-    files.system_prompt.write_text(render_system_prompt(label, operator_pronouns), encoding="utf-8")
+    files.system_prompt.write_text(system_prompt, encoding="utf-8")
     files.mcp_config.write_bytes(msgspec.json.encode({"mcpServers": servers}))
     return files
 
@@ -140,13 +139,6 @@ def remove_directories(runtime: Path, prefix: str) -> None:
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def render_system_prompt(label: str, operator_pronouns: str = "") -> str:
-    template = resources.files("hive_agent").joinpath("prompts/agent.md").read_text(encoding="utf-8")
-    # Together: what the one says is not looked through for the other.
-    values = {"label": label or "agent", "operator_pronouns": operator_pronouns or DEFAULT_PRONOUNS}
-    return re.sub(r"\{(label|operator_pronouns)\}", lambda found: values[found[1]], template)
 
 
 def build_argv(

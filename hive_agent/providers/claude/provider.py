@@ -36,6 +36,7 @@ from hive_agent.providers.claude.group import sweep
 from hive_agent.providers.claude.reading import TurnReading
 from hive_agent.providers.claude.run import Run, command_line, user_line
 from hive_agent.remembered import read_line, remove, write_line
+from hive_agent.system_prompt import read_task, render_system_prompt
 from hive_agent.tools import Tools
 
 SESSION_FILE: Final = "hyperhive-session"
@@ -79,11 +80,12 @@ class Claude:
             remove(self._session_file)
         resume = self._session()
         line = user_line(prompt.text)
-        result, run = await self._claude(line, prompt.model, prompt.effort, resume, emit)
+        system = self._system_prompt(emit)
+        result, run = await self._claude(line, prompt.model, prompt.effort, resume, emit, system)
         if resume is not None and run.reading.session_is_unknown:
             emit("note", {"text": f"Session {resume} is gone: a new one begins", "origin": "harness"})
             remove(self._session_file)
-            result, run = await self._claude(line, prompt.model, prompt.effort, None, emit)
+            result, run = await self._claude(line, prompt.model, prompt.effort, None, emit, system)
         return result
 
     async def steer(self, text: str) -> bool:
@@ -94,7 +96,9 @@ class Claude:
         session = self._session()
         if session is None:
             return TurnResult(outcome=Outcome.FAILED, note="cannot compact: there is no conversation yet")
-        result, _ = await self._claude(command_line("/compact"), model, None, session, emit, compacting=True)
+        # As in the turns round it: what claude is told at the start is in the provider's cache.
+        line, system = command_line("/compact"), self._system_prompt(emit)
+        result, _ = await self._claude(line, model, None, session, emit, system, compacting=True)
         return result
 
     def is_logged_in(self) -> bool:
@@ -112,6 +116,7 @@ class Claude:
         effort: str | None,
         resume: str | None,
         emit: Emit,
+        system: str,
         *,
         compacting: bool = False,
     ) -> tuple[TurnResult, Run]:
@@ -128,12 +133,7 @@ class Claude:
             remove_directories(self._config.runtime, self._prefix)
             self._swept = True
         with tempfile.TemporaryDirectory(prefix=self._prefix, dir=self._config.runtime) as directory:
-            files = write_files(
-                Path(directory),
-                self._config.label,
-                extras,
-                operator_pronouns=self._config.operator_pronouns,
-            )
+            files = write_files(Path(directory), system, extras)
             argv = build_argv(self._binary, files, model=model, effort=effort, resume=resume, extras=extras)
             run = self._run = Run(
                 argv,
@@ -165,6 +165,12 @@ class Claude:
         if result.outcome is Outcome.NEEDS_LOGIN:
             self._credentials.refuse()
         return result, run
+
+    def _system_prompt(self, emit: Emit) -> str:
+        task, notes = read_task(self._config.prompt_file)
+        for note in notes:
+            emit("note", {"text": note, "origin": "harness"})
+        return render_system_prompt(self._config, task)
 
     def _session(self) -> str | None:
         session = read_line(self._session_file)

@@ -160,11 +160,12 @@ def resume(settings: Settings, agents: tuple[str, ...]) -> None:
 def destroy(settings: Settings, agents: tuple[str, ...], purge: bool, yes: bool, no_wait: bool) -> None:
     """Stop agents and forget them, but keep their state.
 
-    A spawn of the same name takes the state up again; with --purge there is nothing left to take up.
+    A spawn of the same name takes the state up again; with --purge there is nothing left to take up. What is
+    kept is in hive tombstones.
     """
     if purge and not yes:
         for agent in agents:
-            _confirm(agent)
+            confirm(agent, "say --yes")
     hive, tasks = settings.hive(), _Tasks()
     for agent in agents:
         tasks.do(agent, hive, {"cmd": "destroy", "name": agent, "purge": purge})
@@ -278,6 +279,15 @@ def _wait(hive: Hive, agents: Sequence[str], lacks: Lacks, hint: str | None) -> 
         pause_s = min(pause_s * 1.5, SLOWEST_LOOK_S)
 
 
+def wait_until_gone(hive: Hive, agent: str) -> None:
+    """Look at the roster until *agent* is not in it.
+
+    Raises:
+        Problem: TIMED_OUT, when the time is up.
+    """
+    _wait(hive, [agent], _gone, None)
+
+
 def _scope(agents: Sequence[str], everyone: bool) -> dict[str, Any]:
     if everyone == bool(agents):
         raise click.UsageError("name the agents, or say --all")
@@ -295,9 +305,14 @@ def a_person_is_there() -> bool:
     return sys.stdin.isatty()
 
 
-def _confirm(agent: str) -> None:
+def confirm(agent: str, otherwise: str) -> None:
+    """Let a person type the name of what is to be deleted.
+
+    Raises:
+        Problem: nobody is there, then *otherwise* is what to do; or it was another name.
+    """
     if not a_person_is_there():
-        raise Problem(problems.USAGE, f"cannot purge {agent}: nobody is there to ask", "say --yes")
+        raise Problem(problems.USAGE, f"cannot purge {agent}: nobody is there to ask", otherwise)
     click.echo(
         f"This deletes all that {visible(agent)} has: its files, its history, its declaration.", err=True
     )

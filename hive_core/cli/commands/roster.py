@@ -38,7 +38,7 @@ def ls(settings: Settings) -> None:
     else:
         output.note("no agents yet; make one with: hive spawn alice")
     if output.on_terminal() and not settings.as_json:
-        _tell_of_questions(settings)
+        _tell_of_what_waits(settings)
 
 
 @command("show", examples="hive show alice\nhive show alice --json | jq .pid")
@@ -63,12 +63,16 @@ def show(settings: Settings, agent: str) -> None:
         ("turn", _turn(row, now)),
         ("unread", row.get("unread", 0)),
         ("dead", row.get("dead")),
-        ("may write to", said(row["allowed_recipients"]) if "allowed_recipients" in row else None),
+        (
+            "may write to",
+            said(row["allowed_recipients"]) if "allowed_recipients" in row else None,
+        ),
         ("model", row.get("active_model")),
         ("effort", row.get("effort")),
         ("context", _context(row)),
         ("provider", row.get("provider")),
         ("isolation", row.get("isolation")),
+        ("declared in", machine.get("declared_in")),
         ("machine", row.get("machine") or machine.get("machine")),
         ("image", machine.get("image")),
         ("network", machine.get("network")),
@@ -116,6 +120,8 @@ def status(settings: Settings) -> None:
         }
         shown = {names.get(key, key): value for key, value in shown.items()}
     output.facts(list(shown.items()), _health_style)
+    if output.on_terminal():
+        _tell(health, "approval", "pending")
 
 
 def _columns(row: dict[str, Any], now: datetime) -> tuple[Any, ...]:
@@ -135,14 +141,20 @@ def _uids(machine: Row) -> str | None:
     return None if first is None else f"{first} to {first + count - 1}"
 
 
-def _tell_of_questions(settings: Settings) -> None:
+def _tell_of_what_waits(settings: Settings) -> None:
     try:
-        count = int(settings.hive().ask({"cmd": "status"}).get("questions", 0))
+        health = settings.hive().ask({"cmd": "status"})
     except Problem:
         return  # the roster is what was asked for, and it is there
-    if count:
-        waits = "1 question waits" if count == 1 else f"{count} questions wait"
-        output.note(f"{waits} for you: hive questions")
+    _tell(health, "question", "questions")
+    _tell(health, "approval", "pending")
+
+
+def _tell(health: Row, noun: str, verb: str) -> None:
+    """Say how many of *noun* wait, and with which command they are seen."""
+    if count := int(health.get(f"{noun}s", 0)):
+        waits = f"1 {noun} waits" if count == 1 else f"{count} {noun}s wait"
+        output.note(f"{waits} for you: hive {verb}")
 
 
 def _unread(row: dict[str, Any]) -> object:

@@ -1,0 +1,3 @@
+final: _prev: {
+  hyperhive = final.callPackage ./package.nix { };
+}

@@ -1,0 +1,11 @@
+{ pkgs, ... }:
+{
+  hyperhive = {
+    claudePackage = pkgs.claude-code;
+    model = "haiku";
+    extraPackages = [
+      pkgs.jq
+      pkgs.ripgrep
+    ];
+  };
+}
