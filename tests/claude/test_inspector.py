@@ -11,7 +11,8 @@ import pytest
 from daemon.kit import Daemon, home_of
 from fake_api.install_claude import find_inspector
 
-from hive_core.serve.mcp_tools import TOOLS
+from hive_core.handlers.deps import Role
+from hive_core.serve.mcp_tools import TOOLS, tools_for
 
 INSPECTOR = find_inspector()
 pytestmark = pytest.mark.skipif(
@@ -37,16 +38,14 @@ Inspect = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def hive() -> Iterator[Daemon]:
     with home_of(Daemon()) as hive:
-        yield hive.add_stopped("alice", "bob").start()
+        yield hive.add_stopped("manager", "alice", "bob").start()
 
 
-@pytest.fixture(params=["socket", "bridge"])
-def inspect(request: pytest.FixtureRequest, hive: Daemon, tmp_path: Path) -> Inspect:
-    """Runs the inspector as alice, with arguments as on its command line; gives what it prints."""
-    path = str(hive.agent_socket("alice"))
-    server = [sys.executable, "-m", "hive_agent", "mcp", "--socket", path]
-    if request.param == "socket":
-        server = [sys.executable, "-c", BARE, path]
+def inspector_on(path: Path, home: Path, *, bridge: bool) -> Inspect:
+    """Give what runs the inspector with arguments as on its command line, and gives what it prints."""
+    server = [sys.executable, "-c", BARE, str(path)]
+    if bridge:
+        server = [sys.executable, "-m", "hive_agent", "mcp", "--socket", str(path)]
 
     def run(method: str, *arguments: str, status: int = 0) -> dict[str, Any]:
         done = subprocess.run(
@@ -54,7 +53,7 @@ def inspect(request: pytest.FixtureRequest, hive: Daemon, tmp_path: Path) -> Ins
             capture_output=True,
             text=True,
             timeout=30,
-            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
             cwd=Path(__file__).parents[2],
         )
         assert done.returncode == status, done.stderr
@@ -62,6 +61,12 @@ def inspect(request: pytest.FixtureRequest, hive: Daemon, tmp_path: Path) -> Ins
         return printed
 
     return run
+
+
+@pytest.fixture(params=["socket", "bridge"])
+def inspect(request: pytest.FixtureRequest, hive: Daemon, tmp_path: Path) -> Inspect:
+    """Runs the inspector as alice."""
+    return inspector_on(hive.agent_socket("alice"), tmp_path, bridge=request.param == "bridge")
 
 
 def tool(inspect: Inspect, name: str, status: int = 0, **arguments: object) -> dict[str, Any]:
@@ -75,7 +80,16 @@ def test_it_greets_us_and_finds_nothing_wrong_with_our_schemas(inspect: Inspect)
 
     assert (greeting["serverInfo"]["name"], greeting["protocolVersion"]) == ("hyperhive", "2025-11-25")
     assert "You are the agent alice" in greeting["instructions"]
+    assert [entry["name"] for entry in listed["tools"]] == list(tools_for(Role.AGENT))
+
+
+def test_it_finds_nothing_wrong_with_what_the_manager_has_beside(hive: Daemon, tmp_path: Path) -> None:
+    inspect = inspector_on(hive.agent_socket("manager"), tmp_path, bridge=False)
+
+    listed = inspect("tools/list", "--strict")
+
     assert [entry["name"] for entry in listed["tools"]] == [entry.name for entry in TOOLS]
+    assert tool(inspect, "list_agents")["structuredContent"]["agents"]
 
 
 def test_it_calls_every_tool(inspect: Inspect, hive: Daemon) -> None:
@@ -102,7 +116,7 @@ def test_it_calls_every_tool(inspect: Inspect, hive: Daemon) -> None:
     told = tool(inspect, "recv", wait_seconds=1, max=5)["structuredContent"]["messages"]
     refused = tool(inspect, "send", status=5, to="nobody", body="x")
 
-    assert answers.keys() == {entry.name for entry in TOOLS}
+    assert answers.keys() == tools_for(Role.AGENT).keys()
     assert answers["whoami"]["structuredContent"]["name"] == "alice"
     assert answers["set_status"]["content"][0]["text"] == "Done."
     assert answers["get_logs"]["structuredContent"] == {"lines": []}
