@@ -129,7 +129,7 @@ class Backups:
         now = self._wall_clock()
         async with self._one:
             try:
-                work = self._fresh_work()
+                work = await trio.to_thread.run_sync(self._fresh_work)
                 try:
                     return await self._write_with(work, kind, agents, rows, messages, now)
                 finally:
@@ -259,7 +259,7 @@ class Backups:
         try:
             with self._open(path, peer_uid, "import") as file:
                 async with self._one:
-                    work = self._fresh_work()
+                    work = await trio.to_thread.run_sync(self._fresh_work)
                     try:
                         agent, manifest = await self._take_from(work, file, name, uid_for, take_rows)
                     finally:

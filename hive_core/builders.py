@@ -67,7 +67,7 @@ class Builder(Protocol):
         ...
 
     async def abort(self, target: Target) -> None:
-        """Take away what was laid out."""
+        """Take away what was laid out for the deploy of *target*, of whichever agents."""
         ...
 
     async def forget(self, agent: str) -> Mapping[str, bytes | None]:

@@ -131,14 +131,13 @@ class Declarations:
         if change.wants is False:
             await self._supervisor.stop(agent, graceful=True)
         try:
-            await self._supervisor.declare(agent, change.declaration, say=_say_of(agent))
+            starts = change.wants is True
+            await self._supervisor.declare(agent, change.declaration, say=_say_of(agent), starts=starts)
         except ActivationFailed as error:
             await self._go_back(agent, change.declaration, former, str(error))
             return
         log.info("Agent is as declared agent=%s", agent)
         self._told.pop(agent, None)
-        if change.wants:
-            await self._supervisor.start(agent)
 
     async def _go_back(
         self, agent: str, wrong: DeclaredAgent | None, former: DeclaredAgent | None, story: str

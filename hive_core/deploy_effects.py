@@ -21,10 +21,12 @@ from hive_core.domain.cage import CannotStart, Shape
 from hive_core.domain.deploy import Deploy, DeployKind, tag_of
 from hive_core.domain.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, NOTHING, BadManifest, Manifest
 from hive_core.domain.visible import one_line
+from hive_core.host.quarantine import BadProposal
 from hive_core.machines import TROUBLE, ActivationFailed, describe
 from hive_core.meta_record import MetaRecord
 from hive_core.release_files import ReleaseFiles
 from hive_core.repositories import Repositories
+from hive_core.wire.errors import Refused
 from hive_core.wire.ids import MANAGER
 
 FIRST_TAG: Final = tag_of("deployed", 0)
@@ -310,7 +312,7 @@ class Effects:
         for subject in subjects:
             was = before[subject.agent].declared
             await self._releases.prune(subject.agent, {subject.sha, was.sha if was else None})
-            await self._builder.abort(_target(deploy, subject))
+        await self._clear(deploy)
 
     async def go_back(self, deploy: Deploy, say: Say) -> None:
         """Let the agents be again what they were before the activation began, if it did.
@@ -335,7 +337,7 @@ class Effects:
                     await self._releases.lay_out(agent, declared.sha, declared.manifest)
                 await self._hands.allow(agent, before.recipients)
                 await self._hands.activate(agent, declared, say=say)
-            except (ActivationFailed, CannotStart, *TROUBLE) as error:
+            except (ActivationFailed, BadProposal, CannotStart, Refused, *TROUBLE) as error:
                 if deploy.kind is not DeployKind.INPUTS:
                     raise
                 stories.append(f"{agent}: {describe(error)}")
@@ -367,15 +369,17 @@ class Effects:
 
     async def take_away(self, deploy: Deploy) -> None:
         """Take away what was laid out for one that failed."""
+        await self._clear(deploy)
         if deploy.sha is None:
-            for name in read_before(deploy) or self._hands.rows():
-                await self._builder.abort(Target(deploy.id, name, "", NOTHING))
             return
-        await self._builder.abort(Target(deploy.id, deploy.agent, deploy.sha, NOTHING))
         row, before = self._hands.rows().get(deploy.agent), read_before(deploy).get(deploy.agent)
         former = before.declared.sha if before and before.declared else None
         if before is not None and deploy.sha not in {row.deployed_sha if row else None, former}:
             await self._releases.remove(deploy.agent, deploy.sha)
+
+    async def _clear(self, deploy: Deploy) -> None:
+        # Once, and not for each agent that is left: all of them may have been destroyed meanwhile.
+        await self._builder.abort(Target(deploy.id, deploy.agent, deploy.sha or "", NOTHING))
 
     async def _is_tagged(self, deploy: Deploy) -> bool:
         if deploy.sha is None or deploy.kind in {DeployKind.INIT_CONFIG, DeployKind.INPUTS}:

@@ -19,11 +19,13 @@ import trio
 from hive_core.builders import Builder, BuildFailed
 from hive_core.config import Config
 from hive_core.deploy_effects import Effects, Hands, ManifestAt, read_before
+from hive_core.domain.agent import AgentRow
 from hive_core.domain.approval import Happening
 from hive_core.domain.cage import CannotStart
 from hive_core.domain.deploy import AFTER_A_KILL, ENDED, ORDER, Deploy, DeployKind, Step
 from hive_core.domain.helper_event import ConfigReady, HelperEvent, Rebuilt, Spawned, resolution
 from hive_core.domain.letter import Leave, Letter
+from hive_core.domain.machine import Wanted
 from hive_core.host.deploy_log import Audience, DeployLogs, Follower, plain_lines
 from hive_core.host.git_output import TagInfo
 from hive_core.host.quarantine import BadProposal
@@ -126,7 +128,7 @@ class Deployer:
         if row is None:
             raise Refused(ErrorCode.NOT_FOUND, f"cannot roll back {agent}: there is no such agent")
         if tag is None:
-            tag = await self._tag_before(agent)
+            tag = await self._tag_before(row)
         if tag == row.deployed_tag:
             text = f"cannot roll back {agent} to {tag}: that is what it runs"
             raise Refused(ErrorCode.CONFLICT, text, "running")
@@ -156,13 +158,24 @@ class Deployer:
         self.wake()
         return queued
 
-    async def _tag_before(self, agent: str) -> str:
-        last = await self._store.read(deploys.last_done, agent)
-        before = read_before(last).get(agent) if last is not None else None
-        if before is None or before.declared is None or before.declared.tag is None:
-            text = f"cannot roll back {agent}: nothing else was deployed before; name a tag"
+    async def _tag_before(self, row: AgentRow) -> str:
+        """Give the tag of the last that ran and is not what runs: a commit may be deployed twice in a row."""
+
+        def find(db: apsw.Connection) -> str | None:
+            deploy = deploys.last_done(db, row.name)
+            while deploy is not None:
+                before = read_before(deploy).get(row.name)
+                if before is None or (declared := before.declared) is None or declared.tag is None:
+                    return None
+                if (declared.sha, declared.shape.image) != (row.deployed_sha, row.shape.image):
+                    return declared.tag
+                deploy = deploys.last_done(db, row.name, deploy.id)
+            return None
+
+        if (tag := await self._store.read(find)) is None:
+            text = f"cannot roll back {row.name}: nothing else was deployed before; name a tag"
             raise Refused(ErrorCode.PRECONDITION_FAILED, text)
-        return before.declared.tag
+        return tag
 
     async def newest(self, limit: int, agent: str | None = None) -> list[Deploy]:
         """Give the newest deploys, the oldest of them first."""
@@ -306,7 +319,8 @@ class Deployer:
                 inputs, former = await self._inputs(deploy), await self._former(deploy)
                 output = await self._effects.build(deploy, inputs, former, self._say)
             if deadline.cancelled_caught:
-                raise BuildFailed(f"cannot build {deploy.agent}: it takes over {timeout_s:g} s")
+                what = f"cannot build {deploy.agent or 'with newer inputs'}"
+                raise BuildFailed(f"{what}: it takes longer than deploy.timeout_s, {timeout_s:g} s")
             before = await self._effects.before(deploy)
         return await self._next(deploy, failure, output=output, **before)
 
@@ -353,9 +367,17 @@ class Deployer:
             return await self._advance(deploy, Step.ABORTING, error=_cut(failure[0]), **columns)
         return await self._advance(deploy, ORDER[deploy.step], **columns)
 
+    def _outcome(self, deploy: Deploy) -> str:
+        if not deploy.sha:
+            return "Done."
+        row = self._hands.rows().get(deploy.agent)
+        if row is not None and row.wanted is Wanted.STOPPED:
+            return f"It is what runs once {row.name} is started."
+        return "It runs."
+
     async def _end(self, deploy: Deploy, step: Step, tag: str | None, error: str | None) -> Deploy:
         """Record the end of *deploy*, of its approval, and what is told of both, in one transaction."""
-        self._say(f"It failed: {error}" if error else "It runs." if deploy.sha else "Done.")
+        self._say(f"It failed: {error}" if error else self._outcome(deploy))
         now = self._clock()
 
         def end(db: apsw.Connection) -> tuple[Deploy, list[Letter]]:
@@ -431,8 +453,9 @@ class Deployer:
     async def _moving(self) -> frozenset[str]:
         """Name the agents of which a deploy will say what runs."""
         found = await self._store.read(deploys.open_ones)
-        moving = {Step.ACTIVATING, Step.FINALIZING, Step.ABORTING}
-        return frozenset(one.agent for one in found if one.step in moving)
+        moving = [one for one in found if one.step in {Step.ACTIVATING, Step.FINALIZING, Step.ABORTING}]
+        # Newer inputs are about many, and name none.
+        return frozenset(agent for one in moving for agent in (one.agent, *read_before(one)))
 
 
 def _first_step(deploy: Deploy) -> Step:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+import apsw
 import trio
 
 from hive_core.config import Config, DeclaredAgent
@@ -174,8 +175,7 @@ class Supervisor:
     async def start(self, name: str) -> None:
         """Want *name* to run; one that has failed is tried again."""
         agent = self._movable(name)
-        agent.exits = NO_EXITS
-        agent.kick = agent.kick or (agent.machine is None and agent.report is not Spawned)
+        _try_again(agent)
         await self._want(agent, Wanted.RUNNING)
 
     async def stop(self, name: str, *, graceful: bool) -> None:
@@ -311,32 +311,45 @@ class Supervisor:
                 for what was before.
         """
 
-        async def keep(row: AgentRow) -> AgentRow:
+        async def keep() -> None:
             await self._store.write(agents.declare, name, declared)
-            return row.declared_as(declared)
 
-        await self._activate(name, keep, say)
+        await self._activate(name, lambda row: row.declared_as(declared), say, keep=keep)
 
     async def declare(
-        self, name: str, declaration: DeclaredAgent | None, *, say: Callable[[str], None]
+        self,
+        name: str,
+        declaration: DeclaredAgent | None,
+        *,
+        say: Callable[[str], None],
+        starts: bool = False,
     ) -> None:
         """The same, for what the host's configuration says of *name*; None: it says nothing any more.
 
-        That is kept when it is so: a daemon that is killed meanwhile leaves it to be done again.
+        That is kept when it is so: a daemon that is killed meanwhile leaves it to be done again.  *starts*
+        wants it to run from then on.
 
         Raises:
             ActivationFailed: as activate.
             Refused: UNAVAILABLE: it is so, and cannot be kept.
         """
 
-        async def change(row: AgentRow) -> AgentRow:
-            return replace(row, declaration=declaration)
+        now = self._wall_clock()
 
-        await self._activate(name, change, say, of_host=True)
+        def keep(db: apsw.Connection) -> None:
+            agents.set_declaration(db, name, declaration)
+            if starts:
+                agents.want(db, name, Wanted.RUNNING, now)
+
+        await self._activate(name, lambda row: replace(row, declaration=declaration), say, of_host=True)
         async with self._wishing:
             agent = self._movable(name)
-            await self._store.write(agents.set_declaration, name, declaration)
+            await self._store.write(keep)
             agent.row = replace(agent.row, refused_declaration=None)
+            if starts:
+                _try_again(agent)
+                agent.row = replace(agent.row, wanted=Wanted.RUNNING)
+                agent.woken.set()
         self._hooks.changed(name)
 
     def _pin(self, row: AgentRow) -> None:
@@ -345,9 +358,10 @@ class Supervisor:
     async def _activate(
         self,
         name: str,
-        change: Callable[[AgentRow], Awaitable[AgentRow]],
+        change: Callable[[AgentRow], AgentRow],
         say: Callable[[str], None],
         *,
+        keep: Callable[[], Awaitable[None]] | None = None,
         of_host: bool = False,
     ) -> None:
         try:
@@ -356,8 +370,10 @@ class Supervisor:
                 async with self._wishing:
                     if self._movable(name) is not agent:
                         raise ActivationFailed(f"{name} was destroyed meanwhile")
+                    if keep is not None:
+                        await keep()
                     before, agent.runs_still = agent.runs_still or effective(agent.row), None
-                    agent.row = await change(agent.row)
+                    agent.row = change(agent.row)
                     self._pin(agent.row)
                     agent.exits = NO_EXITS
                     is_new = before != effective(agent.row)
@@ -569,3 +585,9 @@ class Supervisor:
                     await machine.wait()
         except TROUBLE as error:
             log.error("Machine cannot be ended agent=%s: %s", name, describe(error))
+
+
+def _try_again(agent: Agent) -> None:
+    """Let *agent* be started whatever its starts came to, and be told."""
+    agent.exits = NO_EXITS
+    agent.kick = agent.kick or (agent.machine is None and agent.report is not Spawned)

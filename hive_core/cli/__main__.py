@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit_code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return problems.INTERRUPTED
+        return problems.interrupted()
     except OSError as error:
         return problems.output_failed(error)
     return exit_code

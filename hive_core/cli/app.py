@@ -393,7 +393,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.Abort:
-        return problems.INTERRUPTED
+        return problems.interrupted()
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "hive"
         text = error.format_message().rstrip(".")

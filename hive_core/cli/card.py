@@ -53,13 +53,19 @@ def inputs(row: Row) -> str | None:
     return str(row.get("commit_ref", "")) if row.get("kind") == "update_meta_inputs" else None
 
 
+def runs_already(row: Row) -> bool:
+    """Whether it is about the commit that its agent ran when it was asked for."""
+    commit = row.get("fetched_sha")
+    return row.get("kind") == "apply_commit" and commit is not None and commit == row.get("base_sha")
+
+
 def show(reply: Row, *, base: str = "running") -> None:
     """Write the reply to `approval`."""
     if output.on_terminal():
         _show_card(reply, base)
     else:
         _write_records(reply)
-    if "diff" in reply:
+    if reply.get("diff"):
         output.say("")
         for line in diff_lines(str(reply["diff"]), output.width() if output.on_terminal() else None):
             output.say(line)
@@ -108,6 +114,9 @@ def _show_card(reply: Row, base: str) -> None:
         output.say("")
         output.say("What would be different:")
         _grid([_consequence(one) for one in found])
+    elif row.get("fetched_sha") and row["fetched_sha"] == reply.get("base_sha"):
+        output.say("")
+        output.say("No file would be different: it is the same commit.")
     if files := reply.get("files"):
         output.say("")
         output.say("Files:")

@@ -15,6 +15,16 @@ _HOW_TO_GET_IN: Final = (
     "it is for root and the group hive-admin; as root: usermod -aG hive-admin USER, then log in anew"
 )
 
+_APPROVALS_ARE_IN: Final = "hive approvals shows the newest ones, hive pending those that wait"
+_LISTS: Final = {
+    "approval": _APPROVALS_ARE_IN,
+    "approve": _APPROVALS_ARE_IN,
+    "deny": _APPROVALS_ARE_IN,
+    "cancel_approval": _APPROVALS_ARE_IN,
+    "deploy_log": "hive deploys shows the newest ones",
+}
+"""What shows the ids that there are, by the request that was for another one."""
+
 Row = dict[str, Any]
 
 
@@ -102,7 +112,9 @@ class Hive:
             text = f"cannot go on: the daemon at {self.path} did not answer {request['cmd']!r} in time"
             problem = Problem(TIMED_OUT, text)
         elif isinstance(error, RequestFailed):
-            if problem.exit_code == NOT_FOUND and agents:
+            if problem.exit_code == NOT_FOUND and (lists := _LISTS.get(request["cmd"])):
+                problem.hint = lists
+            elif problem.exit_code == NOT_FOUND and agents:
                 problem.hint = self._suggestion(agents)
             elif error.reply.get("reason") == "changed":
                 problem.hint = f"hive approvals show {request.get('id')} shows what it is now"
@@ -116,7 +128,8 @@ class Hive:
                 names = [str(name) for name in client.ask({"cmd": "list"})["agents"]]
         except (Unreachable, TimedOut, RequestFailed, KeyError):
             return None
-        return nearest(agents, names)
+        # Were they all there, something else was not found.
+        return None if names and all(agent in names for agent in agents) else nearest(agents, names)
 
 
 class Deadline:

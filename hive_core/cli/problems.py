@@ -23,7 +23,7 @@ MEANING: Final = {
     OK: "done",
     FAILED: "failed, or not possible just now",
     USAGE: "the command line is wrong, or an argument of it",
-    NOT_FOUND: "there is no such agent or message",
+    NOT_FOUND: "there is no such agent, message or approval",
     REFUSED: "not allowed, or not in this state",
     UNREACHABLE: "no daemon answers",
     TIMED_OUT: "not done in time; what was asked for stays recorded",
@@ -78,6 +78,13 @@ def report(problem: Problem) -> int:
         lines += f"hint: {visible(problem.hint)}\n"
     sys.stderr.write(lines)
     return problem.exit_code
+
+
+def interrupted() -> int:
+    """Leave the line that Ctrl-C or Ctrl-D was typed in, and give the exit code."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    return INTERRUPTED
 
 
 def output_failed(error: OSError) -> int:

@@ -14,7 +14,7 @@ the row has it.  Of variables and MCP servers each name is a key of its own; a l
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -22,13 +22,20 @@ import msgspec
 from hive_core.config import Config, ConfigError, DeclaredAgent
 from hive_core.declarable import Limits
 from hive_core.domain import manifest as manifests
+from hive_core.domain.address import parse_subnet
 from hive_core.domain.agent import AgentRow, Declared
-from hive_core.domain.cage import Shape
+from hive_core.domain.cage import Shape, parse_percent, parse_size
 from hive_core.domain.manifest import BadManifest, Manifest, said_shape
 from hive_core.wire.ids import MANAGER
 
 _WORDS: Final = ("description", "image", "network", "provider", "model")
 _MAX_CREDENTIALS: Final = 64
+_READ: Final[tuple[tuple[str, Callable[[str], object]], ...]] = (
+    ("memory_max", parse_size),
+    ("cpu_quota", parse_percent),
+    ("subnet", parse_subnet),
+)
+"""Keys of `[machines]` with more to them than their type says."""
 
 
 # ── what wins ───────────────────────────────────────────────────────────────────────────────────
@@ -113,8 +120,14 @@ def usable(config: Config, source: str) -> Config:
     """Give *config*, of *source*, with the binds of its agents normalised.
 
     Raises:
-        ConfigError: what it says of an agent cannot be had, or is kept for the hive; the text names the key.
+        ConfigError: what it says of an agent cannot be had, or is kept for the hive, or with what it says for
+            all no machine would start; the text names the key.
     """
+    for key, read in _READ:
+        try:
+            read(getattr(config.machines, key))
+        except ValueError as error:
+            raise ConfigError(f"cannot use {source}: machines.{key}: {error}") from None
     agents = {}
     for name, declaration in config.agents.items():
         try:

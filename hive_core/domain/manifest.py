@@ -268,6 +268,8 @@ def _check_keys(table: Mapping[str, Any], struct: type[msgspec.Struct], prefix: 
         }
         near = difflib.get_close_matches(key[:64], everywhere, n=1, cutoff=0.6)
         hint = f"; did you mean {everywhere[near[0]]}?" if near else ""
+        if prefix and key in Manifest.__struct_fields__:
+            hint = f"; {key} is a key of the file: put it above the first [table]"
         raise BadManifest(f"unknown key {prefix}{_shown(key)}{hint}")
 
 

@@ -30,7 +30,7 @@ _MANIFEST: Final = """\
 # To whom it may write beside the manager.
 #recipients = ["alice"]
 
-[limits]
+{limits}
 # Suffixes are K, M, G and T.
 {memory}
 # 100% is one processor.
@@ -115,11 +115,14 @@ def render_manifest(agent: str, shape: Shape, builder: Literal["tree", "nix"]) -
         if builder == "tree"
         else _NIX_IMAGE
     )
+    limits = (_size(shape.memory_max_bytes), shape.cpu_quota_percent, shape.tasks_max)
     return _MANIFEST.format(
         agent=agent,
         image=image,
         packages=_PACKAGES if builder == "tree" else "",
         network=_key("network", shape.network and shape.network.value, '"none"'),
+        # A table that begins here would swallow the keys that somebody adds at the end.
+        limits="[limits]" if any(limits) else "#[limits]",
         memory=_key("memory", _size(shape.memory_max_bytes), '"4G"'),
         cpu=_key("cpu", shape.cpu_quota_percent and f"{shape.cpu_quota_percent}%", '"200%"'),
         tasks=_key("tasks", shape.tasks_max, "4096"),

@@ -24,6 +24,47 @@ let
       check = value: builtins.isString value && check value;
       merge = lib.mergeEqualOption;
     };
+
+  # The eight groups of an address, or fewer with :: in it; the last two may be written as IPv4.
+  isIpv6 =
+    text:
+    let
+      halves = lib.splitString "::" text;
+      groups = lib.concatMap (half: lib.optionals (half != "") (lib.splitString ":" half)) halves;
+      endsInV4 =
+        groups != [ ] && lib.last halves != "" && builtins.match ipv4 (lib.last groups) != null;
+      hex = if endsInV4 then lib.init groups else groups;
+      count = builtins.length hex + (if endsInV4 then 2 else 0);
+    in
+    builtins.length halves <= 2
+    && lib.all (group: builtins.match "[0-9a-fA-F]{1,4}" group != null) hex
+    && (if builtins.length halves == 2 then count <= 7 else count == 8);
+
+  # Nix counts bytes.  Those that continue a character are 0x80 to 0xbf.
+  characters =
+    let
+      byte = text: builtins.substring 1 1 (builtins.fromJSON text);
+      first = byte ''"\u0080"'';
+      last = byte ''"\u00bf"'';
+    in
+    text: lib.count (each: each < first || each > last) (lib.stringToCharacters text);
+
+  # What ends a line, or steers a terminal, and is no control character to a regular expression.
+  steering = map (digits: builtins.fromJSON ''"\u${digits}"'') (
+    [
+      "2028"
+      "2029"
+    ]
+    ++ map (number: "00${lib.toLower (lib.toHexString number)}") (lib.range 128 159)
+  );
+
+  factors = {
+    "" = 1.0;
+    k = 1024.0;
+    m = 1048576.0;
+    g = 1073741824.0;
+    t = 1099511627776.0;
+  };
 in
 rec {
   reservedAgentNames = [
@@ -42,7 +83,15 @@ rec {
     matching "prefix of machine names (1 to 7 of a-z and 0-9, then a hyphen)"
       "[a-z0-9][a-z0-9]{0,6}-";
 
-  size = matching ''size such as "512M" or "4G"'' "[0-9]{1,15}[KMGTkmgt]?";
+  # With less no machine boots; more systemd cannot count.
+  size = checked ''size such as "512M" or "4G", and not below 64M'' (
+    value:
+    let
+      parts = builtins.match "([0-9]{1,15})([KMGTkmgt]?)" value;
+      bytes = lib.toIntBase10 (lib.head parts) * factors.${lib.toLower (lib.last parts)};
+    in
+    parts != null && bytes >= 64 * factors.m && bytes < 8388608 * factors.t
+  );
 
   percent = matching ''share of processors such as "200%", which is two'' "[1-9][0-9]{0,5}%";
 
@@ -58,21 +107,40 @@ rec {
       "[A-Za-z0-9][A-Za-z0-9._-]{0,63}|/nix/store/[a-z0-9]{32}-[A-Za-z0-9+._?=-]{1,200}";
 
   # In a .nspawn file a colon ends a path and a percent sign begins a specifier.
-  hostPath = checked "absolute path of letters, digits and / . _ + @ = ~ , -, without .." (
+  hostPath = checked "absolute path of letters, digits and / . _ + @ = ~ , -, without . or .. as a name" (
     value:
-    builtins.match "/[A-Za-z0-9/._+@=~,-]*" value != null && !builtins.elem ".." (lib.splitString "/" value)
+    builtins.match "/[A-Za-z0-9/._+@=~,-]{0,1023}" value != null
+    && lib.intersectLists [ "." ".." ] (lib.splitString "/" value) == [ ]
   );
+
+  # The same path with one slash between names, and none at the end.
+  normal = path: "/" + lib.concatStringsSep "/" (lib.remove "" (lib.splitString "/" path));
 
   # What is read from the host at run time: in the store, everybody could read it.
   secretPath = checked "${hostPath.description}, and not in /nix/store" (
-    value: hostPath.check value && !lib.hasPrefix "/nix/store/" value
+    value: hostPath.check value && !lib.hasPrefix "/nix/store/" (normal value)
   );
 
   orEmpty = type: checked "${type.description}, or empty" (value: value == "" || type.check value);
 
-  cidr = matching "network or address such as 192.0.2.0/24 or 2001:db8::/32" "${ipv4}(/(3[0-2]|[12]?[0-9]))?|[0-9a-fA-F]*:[0-9a-fA-F:.]*(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?";
+  cidr = checked "network or address such as 192.0.2.0/24 or 2001:db8::/32" (
+    value:
+    let
+      v6 = builtins.match "([^/]*)(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?" value;
+    in
+    builtins.match "${ipv4}(/(3[0-2]|[12]?[0-9]))?" value != null || (v6 != null && isIpv6 (lib.head v6))
+  );
 
-  subnet = matching "IPv4 network such as 10.213.0.0/16" "${ipv4}/(3[0-2]|[12]?[0-9])";
+  # hive_core/domain/address.py: parse_subnet.
+  subnet = checked "IPv4 network such as 10.213.0.0/16, of eight addresses at least, with nothing behind its prefix" (
+    value:
+    let
+      parts = builtins.match "([0-9]+)\\.([0-9]+)\\.([0-9]+)\\.([0-9]+)/([0-9]+)" value;
+      number = lib.foldl (sum: part: sum * 256 + lib.toIntBase10 part) 0 (lib.init parts);
+      size = lib.foldl (sum: _: sum * 2) 1 (lib.range 1 (32 - lib.toIntBase10 (lib.last parts)));
+    in
+    builtins.match "${ipv4}/([12]?[0-9])" value != null && number / size * size == number
+  );
 
   credentialName = matching "name of a credential (letters, digits and . _ -)" "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}";
 
@@ -84,110 +152,19 @@ rec {
     value: builtins.match "[^[:cntrl:]]*" value != null
   );
 
-  # hive_core/wire/ids.py: Label.
-  label = checked "text of 1 to 64 characters, on one line" (
-    value: builtins.match "[^[:cntrl:]]{1,64}" value != null
+  # hive_core/declarable.py: Value.
+  value = checked "text without control characters, but for tab and newline" (
+    value: line.check (lib.replaceStrings [ "\n" "\t" ] [ "" "" ] value)
   );
 
-  # hive_core/domain/manifest.py: what no machine is given, or gets to write, and what in it is its own.
-  neverBound = [
-    "/proc"
-    "/sys"
-    "/dev"
-    "/run"
-    "/var/run"
-    "/boot"
-    "/root"
-    "/etc/hyperhive"
-    "/var/lib/hyperhive"
-    "/var/lib/machines"
-  ];
-  neverWritable = [
-    "/usr"
-    "/bin"
-    "/sbin"
-    "/lib"
-    "/lib32"
-    "/lib64"
-    "/libx32"
-    "/etc"
-    "/nix"
-    "/opt/hyperhive"
-    "/var/spool/cron"
-    "/var/lib/systemd"
-  ];
-  ownInside = [
-    "/proc"
-    "/sys"
-    "/dev"
-    "/run"
-    "/nix"
-    "/.image"
-    "/opt/hyperhive"
-    "/etc/hyperhive"
-    "/state"
-    "/agents"
-    "/applied"
-    "/meta"
-    "/root/.claude"
-  ];
-  topsInside = [
-    "/"
-    "/bin"
-    "/boot"
-    "/etc"
-    "/home"
-    "/lib"
-    "/lib32"
-    "/lib64"
-    "/libx32"
-    "/root"
-    "/sbin"
-    "/tmp"
-    "/usr"
-    "/var"
-  ];
-  ownVariables = [
-    "BASH_ENV"
-    "BUN_OPTIONS"
-    "CLAUDE_CONFIG_DIR"
-    "CREDENTIALS_DIRECTORY"
-    "ENV"
-    "GCONV_PATH"
-    "HOME"
-    "IFS"
-    "INVOCATION_ID"
-    "LOGNAME"
-    "NODE_OPTIONS"
-    "NOTIFY_SOCKET"
-    "OPENSSL_CONF"
-    "OPENSSL_ENGINES"
-    "OPENSSL_MODULES"
-    "PATH"
-    "RUNTIME_DIRECTORY"
-    "SHELL"
-    "TMPDIR"
-    "USER"
-  ];
-  ownPrefixes = [
-    "HIVE_"
-    "HYPERHIVE_"
-    "LD_"
-    "PYTHON"
-    "GLIBC_"
-    "SYSTEMD_"
-    "LISTEN_"
-  ];
-
-  isOwnVariable = name: builtins.elem name ownVariables || lib.any (prefix: lib.hasPrefix prefix name) ownPrefixes;
-
-  # The one of `places` that `path` lies in, is, or holds; null: none.
-  inOrAbove =
-    path: places:
-    let
-      below = inner: outer: outer == "/" || inner == outer || lib.hasPrefix "${outer}/" inner;
-    in
-    lib.findFirst (place: below path place || below place path) null places;
+  # hive_core/wire/ids.py: Label.
+  label = checked "text of 1 to 64 characters, on one line" (
+    value:
+    value != ""
+    && line.check value
+    && characters value <= 64
+    && !lib.any (each: lib.hasInfix each value) steering
+  );
 
   # A derivation, or the path of one: types.package would look the path up in the store, which pure evaluation cannot.
   closure = mkOptionType {
@@ -203,6 +180,9 @@ rec {
       );
     merge = lib.mergeOneOption;
   };
+
+  # As it stands in lists such as HIVE_CONTEXT_WINDOW_TOKENS.
+  modelName = matching "name of a model, without comma and =" "[^,=[:cntrl:]]{1,200}";
 
   # Whatever a TOML file can hold.
   toml =
@@ -222,3 +202,4 @@ rec {
     in
     value;
 }
+// import ./kept.nix { inherit lib; }

@@ -24,6 +24,24 @@ let
     "HIVE_PROVIDER"
   ];
 
+  # Of HIVE_…, what the host does not say is the harness's own settings.
+  isKept =
+    name:
+    builtins.elem name hostsOwn || (hiveTypes.isOwnVariable name && !lib.hasPrefix "HIVE_" name);
+  variableRules =
+    option: isKept:
+    lib.mapAttrsToList (
+      name: _: {
+        assertion = hiveTypes.variableName.check name && !isKept name;
+        message = "${option}.\"${name}\": ${
+          if isKept name then
+            "the host says it, or it would change the hive's own programs; take it out"
+          else
+            "that is no ${hiveTypes.variableName.description}"
+        }";
+      }
+    );
+
   variables =
     lib.optionalAttrs (cfg.model != null) { HIVE_DEFAULT_MODEL = cfg.model; }
     // lib.optionalAttrs (cfg.availableModels != [ ]) {
@@ -60,12 +78,19 @@ let
   assign = name: value: ''${name}="${lib.escape [ "\\" ''"'' "$" "`" ] value}"'';
 in
 {
-  imports = [ ./agent/options.nix ];
+  imports = [
+    ./agent/options.nix
+    ./agent/renamed.nix
+  ];
 
   config = {
     # ── the harness ──
     # Not bound in, as with a tree: the closure has its own, of the version that it was built with.
-    systemd.packages = [ cfg.package.guest ];
+    systemd.packages = [
+      (cfg.package.guest
+        or (throw "hyperhive.package: ${cfg.package.name or "it"} has no output guest; take the package of hyperhive")
+      )
+    ];
     systemd.services.hive-agent = {
       wantedBy = [ "multi-user.target" ];
       stopIfChanged = false;
@@ -78,7 +103,11 @@ in
           ])
         ))
       ];
-      path = [ "/run/current-system/sw" ];
+      # This wins over the unit's own: hive-agent is found here, too, after whatever the machine has of these names.
+      path = [
+        "/run/current-system/sw"
+        cfg.package
+      ];
       serviceConfig = {
         # After that of the host: what this module says wins over the hive's defaults.
         EnvironmentFile = [
@@ -156,20 +185,31 @@ in
         assertion = cfg.autoCompact || cfg.compactWatermarkTokens == null;
         message = "hyperhive.compactWatermarkTokens: it has no effect without hyperhive.autoCompact";
       }
-      {
-        assertion = !(cfg.extraMcpServers ? hyperhive);
-        message = "hyperhive.extraMcpServers.hyperhive: that name is the hive's own";
-      }
     ]
-    ++ lib.mapAttrsToList (name: _: {
-      assertion = builtins.match "[A-Za-z0-9_-]{1,64}" name != null;
-      message = "hyperhive.extraMcpServers.\"${name}\": use letters, digits, _ and - for the name of a server";
-    }) cfg.extraMcpServers
-    ++ lib.mapAttrsToList (name: _: {
-      assertion = hiveTypes.variableName.check name && !builtins.elem name hostsOwn;
-      message = "hyperhive.environment.\"${name}\": ${
-        if builtins.elem name hostsOwn then "the host says it" else "that is no ${hiveTypes.variableName.description}"
-      }";
-    }) cfg.environment;
+    ++ lib.concatLists (
+      lib.mapAttrsToList (
+        name: server:
+        [
+          {
+            assertion = !lib.hasPrefix "hyperhive" (lib.toLower name);
+            message = "hyperhive.extraMcpServers.${name}: that name is the hive's own, or begins so; use another";
+          }
+          {
+            assertion = builtins.match "[A-Za-z0-9_-]{1,64}" name != null;
+            message = "hyperhive.extraMcpServers.\"${name}\": use letters, digits, _ and - for the name of a server";
+          }
+          {
+            assertion = server.command != "";
+            message = "hyperhive.extraMcpServers.${name}.command: it is empty; name a program";
+          }
+        ]
+        ++ variableRules "hyperhive.extraMcpServers.${name}.env" hiveTypes.isOwnVariable server.env
+      ) cfg.extraMcpServers
+    )
+    ++ lib.mapAttrsToList (model: _: {
+      assertion = hiveTypes.modelName.check model;
+      message = "hyperhive.contextWindowTokens: \"${model}\" is no ${hiveTypes.modelName.description}";
+    }) cfg.contextWindowTokens
+    ++ variableRules "hyperhive.environment" isKept cfg.environment;
   };
 }

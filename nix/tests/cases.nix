@@ -153,6 +153,56 @@ in
         };
       };
 
+      # What only looks wrong.
+      odd = host {
+        services.hyperhive = {
+          stateDir = "/srv/hive/";
+          defaults.network = "veth";
+          egress.enable = true;
+          egress.allow = [
+            "::"
+            "::/0"
+            "::ffff:192.0.2.1"
+            "1:2:3:4:5:6:7:8"
+            "10.0.0.0/8"
+            "10.1.0.0/16"
+          ];
+          settings.machines.subnet = "192.168.8.0/29";
+          agents.manager.source.module = { };
+          agents."007" = {
+            limits.memoryMax = "64m";
+            binds = {
+              "/srv/books/" = { };
+              "/usr/share/dict" = { };
+            };
+            settings = {
+              # 64 characters, and more bytes.
+              description = "äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü äöü!";
+              recipients = [
+                "manager"
+                "operator"
+              ];
+              environment.KEY = "one\n\ttwo";
+              mcp_servers.sh = {
+                command = "/bin/sh";
+                args = [
+                  "-c"
+                  "one\ntwo"
+                ];
+              };
+            };
+          };
+        };
+      };
+
+      # "Empty" is what there is without a word.
+      empty = host {
+        services.hyperhive = {
+          settings.state_dir = "";
+          agents.alice.binds."/x".source = "/srv/x";
+        };
+      };
+
       longest = host {
         services.hyperhive.agents = {
           "${longest}" = { };
@@ -304,6 +354,127 @@ in
         };
         says = "services.hyperhive.agents.<name>.source.module: closures need nix.enable";
       };
+      bind-where-a-machine-boots = {
+        module = host { services.hyperhive.agents.alice.binds."/etc/systemd/system".source = "/srv/x"; };
+        says = "services.hyperhive.agents.alice.binds: /etc/systemd/system belongs to the machine itself";
+      };
+      bind-that-is-written-inside = {
+        module = host {
+          services.hyperhive.agents.alice.binds."/usr/share/x" = {
+            source = "/srv/x";
+            readOnly = false;
+          };
+        };
+        says = "services.hyperhive.agents.alice.binds: /usr/share/x belongs to the machine itself";
+      };
+      bind-with-more-slashes = {
+        module = host { services.hyperhive.agents.alice.binds."/usr//".source = "//root/"; };
+        says = "services.hyperhive.agents.alice.binds: /usr belongs to the machine itself";
+      };
+      bind-with-a-dot = {
+        module = host { services.hyperhive.agents.alice.binds."/x".source = "/srv/./x"; };
+        says = "services.hyperhive.agents.alice.binds.\"/x\".source";
+      };
+      bind-of-the-state = {
+        module = host {
+          services.hyperhive.stateDir = "/srv/hive/";
+          services.hyperhive.agents.alice.binds."/x".source = "/srv/hive/agents";
+        };
+        says = "services.hyperhive.agents.alice.binds.\"/x\".source: /srv/hive/agents has to do with /srv/hive,";
+      };
+      binds-in-each-other = {
+        module = host {
+          services.hyperhive.agents.alice.binds = {
+            "/data".source = "/srv/a";
+            "/data/b".source = "/srv/b";
+          };
+        };
+        says = "services.hyperhive.agents.alice.binds: /data and /data/b are in each other's way";
+      };
+      too-many-binds = {
+        module = host {
+          services.hyperhive.agents.alice.binds = pkgs.lib.genAttrs (map (n: "/x${toString n}") (pkgs.lib.range 1 33)) (_: { });
+        };
+        says = "services.hyperhive.agents.alice.binds: 33 are more than the 32";
+      };
+      too-little-memory = {
+        module = host { services.hyperhive.agents.alice.limits.memoryMax = "1M"; };
+        says = "services.hyperhive.agents.alice.limits.memoryMax";
+      };
+      state-on-the-root = {
+        module = host { services.hyperhive.stateDir = "/"; };
+        says = "services.hyperhive.stateDir: / is the system's own";
+      };
+      state-that-a-reboot-takes = {
+        module = host { services.hyperhive.stateDir = "/run/hive-state"; };
+        says = "services.hyperhive.stateDir: /run/hive-state is the system's own, or lies in /run";
+      };
+      run-dir-of-another = {
+        module = host { services.hyperhive.settings.run_dir = "/run/systemd"; };
+        says = "services.hyperhive.settings.run_dir: /run/systemd is not a directory of its own";
+      };
+      shadowed-manager = {
+        module = host {
+          services.hyperhive.manager.enable = true;
+          systemd.nspawn.hm1nd = { };
+        };
+        says = "services.hyperhive.manager.enable: systemd.nspawn.hm1nd would win";
+      };
+      narrow-manager = {
+        module = host {
+          services.hyperhive.agents.manager.source.module.hyperhive.allowedRecipients = [ "bob" ];
+        };
+        says = "services.hyperhive.agents.manager: the manager may write to everybody; take out hyperhive.allowedRecipients";
+      };
+      repository-from-elsewhere = {
+        module = host { services.hyperhive.agents.alice.source.repo.url = "https://example.org/alice"; };
+        says = "services.hyperhive.agents.alice.source.repo.url";
+      };
+      image-as-a-setting = {
+        module = host { services.hyperhive.agents.alice.settings.image = "debian"; };
+        says = "services.hyperhive.agents.alice.settings.image: say it as services.hyperhive.agents.alice.source";
+      };
+      server-of-nothing = {
+        module = host { services.hyperhive.agents.alice.settings.mcp_servers.notes.command = ""; };
+        says = "services.hyperhive.agents.alice.settings.mcp_servers.notes.command: it is empty";
+      };
+      server-with-a-variable-of-the-hive = {
+        module = host {
+          services.hyperhive.agents.alice.settings.mcp_servers.notes = {
+            command = "/bin/notes";
+            env.LD_PRELOAD = "x.so";
+          };
+        };
+        says = "services.hyperhive.agents.alice.settings.mcp_servers.notes.env: LD_PRELOAD is set by the hive";
+      };
+      name-with-a-line-end = {
+        module = host {
+          services.hyperhive.agents.alice.settings.description = builtins.fromJSON ''"one\u2028two"'';
+        };
+        says = "services.hyperhive.agents.alice.settings.description";
+      };
+      windows-of-two = {
+        module = host { services.hyperhive.contextWindowTokens."haiku,opus" = 200000; };
+        says = "services.hyperhive.contextWindowTokens: \"haiku,opus\" is no name of a model";
+      };
+      subnet-of-nobody = {
+        module = host { services.hyperhive.settings.machines.subnet = "10.213.0.1/16"; };
+        says = "services.hyperhive.settings.machines.subnet";
+      };
+      egress-of-no-address = {
+        module = host {
+          services.hyperhive = {
+            defaults.network = "veth";
+            egress.enable = true;
+            egress.allow = [ "2001:db8/32" ];
+          };
+        };
+        says = "services.hyperhive.egress.allow";
+      };
+      peers = {
+        module = host { services.hyperhive.swarm.peers.other = { }; };
+        says = "`services.hyperhive.swarm' in";
+      };
       removed = {
         module = host { services.hive-c0re.dashboardPort = 7000; };
         says = "services.hive-c0re.dashboardPort";
@@ -375,6 +546,37 @@ in
       hosts-own = {
         module.hyperhive.environment.HIVE_LABEL = "mallory";
         says = "hyperhive.environment.\"HIVE_LABEL\": the host says it";
+      };
+      hives-programs = {
+        module.hyperhive.environment.LD_PRELOAD = "x.so";
+        says = "hyperhive.environment.\"LD_PRELOAD\": the host says it, or it would change";
+      };
+      windows-of-two = {
+        module.hyperhive.contextWindowTokens."haiku,opus" = 200000;
+        says = "hyperhive.contextWindowTokens: \"haiku,opus\" is no name of a model";
+      };
+      models-in-one = {
+        module.hyperhive.availableModels = [ "haiku,opus" ];
+        says = "hyperhive.availableModels";
+      };
+      server-of-nothing = {
+        module.hyperhive.extraMcpServers.notes.command = "";
+        says = "hyperhive.extraMcpServers.notes.command: it is empty";
+      };
+      server-with-a-variable-of-the-hive = {
+        module.hyperhive.extraMcpServers.notes = {
+          command = "/bin/notes";
+          env.PYTHONPATH = "/x";
+        };
+        says = "hyperhive.extraMcpServers.notes.env.\"PYTHONPATH\"";
+      };
+      package-of-another = {
+        module.hyperhive.package = pkgs.jq;
+        says = "hyperhive.package: jq has no output guest";
+      };
+      of-the-original = {
+        module.hyperhive.gui.enable = true;
+        says = "`hyperhive.gui' in";
       };
       server = {
         module.hyperhive.extraMcpServers.hyperhive.command = "/bin/sh";

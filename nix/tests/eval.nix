@@ -113,6 +113,9 @@ let
         // lib.mapAttrs' (name: lib.nameValuePair "${name}.socket") config.systemd.sockets
       );
       inherit (config.environment) sessionVariables;
+      packages = map (package: package.name) (
+        config.systemd.packages ++ config.systemd.tmpfiles.packages ++ config.environment.systemPackages
+      );
       users = lib.attrNames config.users.users;
       groups = lib.mapAttrs (_: group: group.members) config.users.groups;
       inherit (config.systemd.tmpfiles) rules;
@@ -200,8 +203,10 @@ in
         import ../modules/host/settings.nix { inherit lib hiveTypes; }
       );
       inherit (hiveTypes)
+        bootsInside
         neverBound
         neverWritable
+        neverWritableInside
         ownInside
         ownPrefixes
         ownVariables

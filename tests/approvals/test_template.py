@@ -41,6 +41,12 @@ def test_of_an_agent_of_which_nothing_was_declared_it_declares_nothing() -> None
     assert parse(template.files("bob", Shape())["agent.toml"]) == NOTHING
 
 
+def test_a_key_may_be_added_at_its_end() -> None:
+    text = template.files("bob", Shape())["agent.toml"] + b"environment = { LANG = 'de_DE.UTF-8' }\n"
+
+    assert parse(text).environment == {"LANG": "de_DE.UTF-8"}
+
+
 @pytest.mark.parametrize("builder", ["tree", "nix"])
 def test_its_comments_are_examples_that_hold(builder: str) -> None:
     text = template.files("bob", Shape(), builder)["agent.toml"].decode()  # type: ignore[arg-type]

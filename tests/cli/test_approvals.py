@@ -284,7 +284,7 @@ def test_a_script_has_to_say_yes(hive: RunHive, seven: FakeHost, argv: tuple[str
     result = hive(*argv)
 
     assert (result.code, result.out, seven.requests) == (2, "", [])
-    assert "hint: say --yes, after hive approvals show ID" in result.err
+    assert "hint: say --yes, after hive approvals show 7" in result.err
 
 
 @pytest.mark.usefixtures("person")
@@ -467,3 +467,62 @@ def test_a_person_at_a_terminal_is_asked(seven: FakeHost) -> None:
 
     assert b"\x1b[1;31mDANGER" in said
     assert seven.asked[-1]["cmd"] == "approve"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_commit_that_runs_already_changes_nothing(hive: RunHive, host: FakeHost) -> None:
+    host.answers["approval"] = {"approval": WAITS, "base_sha": SHA, "restart": "none"}
+
+    assert "No file would be different: it is the same commit." in hive("approvals", "show", "7").out
+
+    host.answers["approval"] = CARD
+    assert "No file would be different" not in hive("approvals", "show", "7").out
+
+
+def test_what_was_approved_is_shown_as_that(hive: RunHive, seven: FakeHost) -> None:
+    (row,) = json.loads(hive("approve", "7", "--yes", "--json").out)
+
+    assert (row["id"], row["status"]) == (7, "approved")
+
+
+@pytest.mark.parametrize("argv", [("show",), ("--base", "previous"), ("alice", "--base", "running")])
+def test_show_without_an_id_is_no_list(hive: RunHive, host: FakeHost, argv: tuple[str, ...]) -> None:
+    host.answers["approvals"] = {"approvals": []}
+
+    result = hive("approvals", *argv)
+
+    assert (result.code, result.out) == (2, "")
+    assert "id" in result.err
+
+
+def test_an_agent_may_be_called_show(hive: RunHive, host: FakeHost) -> None:
+    host.answers["approvals"] = {"approvals": [WAITS]}
+
+    assert hive("approvals", "show").out.startswith("7\talice")
+
+
+@pytest.mark.parametrize(
+    ("argv", "cmd"),
+    [
+        (("approvals", "show", "9"), "approval"),
+        (("approve", "9", "--yes"), "approval"),
+        (("deny", "9"), "deny"),
+        (("withdraw", "9"), "cancel_approval"),
+    ],
+)
+def test_an_id_that_there_is_not_leads_to_those_there_are(
+    hive: RunHive, host: FakeHost, argv: tuple[str, ...], cmd: str
+) -> None:
+    host.refuse(cmd, "not_found")
+
+    result = hive(*argv)
+
+    assert result.code == 3
+    assert "hint: hive approvals shows the newest ones, hive pending those that wait" in result.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_why_one_failed_comes_before_what_it_was_for(hive: RunHive, host: FakeHost) -> None:
+    host.answers["approvals"] = {"approvals": [DENIED | {"status": "failed", "note": "it is no TOML"}]}
+
+    assert hive("approvals").out.splitlines()[1].endswith("it is no TOML")

@@ -222,3 +222,20 @@ def test_an_unknown_agent_is_told_the_nearest(hive: RunHive, host: FakeHost) -> 
     for argv in ("rollback alcie", "history alcie", "config alcie", "propose alcie"):
         result = hive(*argv.split())
         assert (result.code, result.err.splitlines()[1]) == (3, "hint: did you mean alice?")
+
+
+def test_log_without_an_id_is_no_agent_without_deploys(hive: RunHive, host: FakeHost) -> None:
+    host.answers["deploys"] = {"deploys": []}
+
+    result = hive("deploys", "log")
+
+    assert (result.code, result.out) == (2, "")
+    assert "give the id of one deploy" in result.err
+
+
+def test_a_tag_that_there_is_not_is_no_unknown_agent(hive: RunHive, host: FakeHost) -> None:
+    host.add("alice")
+    host.refuse("rollback", "not_found")
+
+    assert "hint" not in hive("rollback", "alice", "deployed/99").err
+    assert "did you mean alice?" in hive("rollback", "alcie").err

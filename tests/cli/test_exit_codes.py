@@ -1,5 +1,6 @@
 """A script sees how it went, a person reads why and what to do."""
 
+import io
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hive_core.cli import problems
 from hive_core.cli.hive import Hive
 from hive_core.cli.problems import EXIT_OF_CODE, MEANING, Problem
 from hive_core.wire.client import Unreachable
@@ -302,3 +304,16 @@ def test_hive_debug_shows_where_a_bug_is(host: FakeHost) -> None:
     assert b"Traceback" not in plain.stderr
     assert b"HIVE_DEBUG=1" in plain.stderr
     assert b"Traceback" in debug.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_after_ctrl_c_the_shell_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stderr, written in ((Terminal(), "\n"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stderr)
+
+        assert problems.interrupted() == 130
+        assert stderr.getvalue() == written

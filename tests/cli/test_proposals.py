@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hive_core.cli.commands import lifecycle
+from hive_core.cli.commands import lifecycle, proposals
 
 from .conftest import RunHive
 from .fake_host import FakeHost
@@ -55,7 +55,21 @@ def test_a_request_prints_the_id_of_its_approval(
 
     assert hive(*argv) == (0, "7\n", "")
     assert hive(*argv, "--json").out == '{"id":7}\n'
-    assert host.asked == [request_line] * 2
+    assert [request for request in host.asked if request["cmd"] != "approvals"] == [request_line] * 2
+
+
+def test_who_forgot_to_commit_is_told(hive: RunHive, host: FakeHost) -> None:
+    row = {"id": 7, "kind": "apply_commit", "fetched_sha": "c" * 40, "base_sha": "b" * 40}
+    host.answers |= {"request_apply_commit": {"id": 7}, "approvals": {"approvals": [row]}}
+    assert hive("propose", "alice") == (0, "7\n", "")
+
+    row["base_sha"] = "c" * 40
+    result = hive("propose", "alice")
+
+    assert (result.code, result.out) == (0, "7\n")
+    assert result.err == (
+        "alice runs commit cccccccccccc already; what was changed and not committed is not in it\n"
+    )
 
 
 @pytest.mark.usefixtures("terminal")
@@ -90,11 +104,14 @@ def test_a_configuration_of_another_user_comes_with_a_warning(
     host.answers["config"] = {"path": str(tmp_path)}
     assert hive("config", "alice").err == ""
 
-    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
-    result = hive("config", "alice")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for uid, says in ((1000, ""), (0, "it is root's: edit and commit there as root\n"), (4711, "run no git")):
+        monkeypatch.setattr(proposals, "_owner", lambda _, uid=uid: uid)
+        result = hive("config", "alice")
 
-    assert result.out == f"{tmp_path}\n"
-    assert "run no git in it here" in result.err
+        assert result.out == f"{tmp_path}\n"
+        assert says in result.err
+        assert bool(says) == bool(result.err)
 
 
 # ── tombstones ──────────────────────────────────────────────────────────────────────────────────

@@ -89,7 +89,7 @@ CASES: list[tuple[str, list[dict[str, Any]]]] = [
     ("withdraw 7", [{"cmd": "cancel_approval", "id": 7}]),
     ("config alice", [{"cmd": "config", "name": "alice"}]),
     (
-        "propose alice 0123abc -m why",
+        "propose alice 0123abc -m why --json",
         [{"cmd": "request_apply_commit", "agent": "alice", "commit_ref": "0123abc", "description": "why"}],
     ),
     ("request-spawn dave", [{"cmd": "request_spawn", "name": "dave"}]),

@@ -162,3 +162,10 @@ def test_backups_into_a_pipe(host: FakeHost, hive: RunHive) -> None:
     lines = [line.split("\t") for line in hive("backup", "ls").out.splitlines()]
     assert lines[0] == ["hive", "2026-09-07T12:34:56Z", "2048", "2", "42", ARCHIVE["path"]]
     assert lines[1][-1] == "it is damaged"
+
+
+def test_a_backup_can_be_read_without_a_daemon(hive: RunHive, tmp_path: Path) -> None:
+    result = hive("--home", str(tmp_path / "none"), "backup", "verify", "/x.tar.gz")
+
+    assert result.code == 5
+    assert "hint: without a daemon: hive-core verify /x.tar.gz" in result.err

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hive_core.config import Approvals, Config, DeclaredAgent, Machines
 from hive_core.declarable import Limits
+from hive_core.declarations import Declarations
 from hive_core.domain.agent import AgentRow, Declared
 from hive_core.domain.cage import CannotStart, MachineFacts, Shape, Usage
 from hive_core.domain.helper_event import Condition, HelperEvent, render_body
@@ -1082,6 +1083,37 @@ async def test_what_cannot_be_had_of_it_is_noted_and_shown(tmp_path: Path, clock
         await declare(hive, DeclaredAgent(model="better"))
         await hive.settle(lambda: not hive.supervisor.agent("bob").needs_update)
         assert (await stored(hive)).refused_declaration is None
+
+
+async def test_who_is_declared_to_start_starts_also_after_a_kill(
+    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(name: str) -> None:
+        await trio.sleep_forever()  # the daemon is dead here
+
+    config = Config(agents={"bob": DeclaredAgent(auto_start=True)})
+    async with hive_at(tmp_path) as hive, trio.open_nursery() as nursery:
+        stays = DeclaredAgent(auto_start=False)
+        await hive.supervisor.spawn("bob", declaration=stays, wanted=Wanted.STOPPED)
+        monkeypatch.setattr(hive.supervisor, "start", never)
+        declarations = Declarations(hive.supervisor, lambda: config, tmp_path / "hive.toml", print)
+        await nursery.start(declarations.run)
+        await hive.settle(lambda: hive.supervisor.agent("bob").row.declaration == config.agents["bob"])
+        await wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    async with hive_at(tmp_path, hive.machines) as hive:
+        await hive.settle(lambda: "bob" in hive.machines.running)
+
+
+async def test_what_is_said_of_it_during_a_deploy_stays(tmp_path: Path, clock: MockClock) -> None:
+    async with hive_at(tmp_path) as hive:
+        await hive.supervisor.spawn("bob", wanted=Wanted.STOPPED)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(activate, hive, declared(2, CLAUDE))
+            nursery.start_soon(hive.supervisor.set_status, "bob", "reading")
+
+        row = hive.supervisor.agent("bob").row
+        assert (row.status_text, row.manifest) == ("reading", CLAUDE)
 
 
 async def test_a_deploy_and_the_host_wait_for_each_other(tmp_path: Path, clock: MockClock) -> None:

@@ -177,6 +177,14 @@ async def test_a_rollback_goes_to_what_ran_before_and_builds_nothing_new(
     assert back.sha == THIRD
 
 
+async def test_a_rollback_passes_over_the_same_commit(clock: MockClock, world: World) -> None:
+    for sha in (SECOND, THIRD, THIRD, THIRD):
+        await world.approve(DeployKind.APPLY, "alice", sha)
+    await carry_out(world, 4)
+    queued = await world.deployer.rollback("alice", None, uid=7)
+    assert (queued.sha, queued.tag) == (SECOND, "deployed/1")
+
+
 @pytest.mark.parametrize(
     ("agent", "tag", "code"),
     [
@@ -307,7 +315,7 @@ async def test_a_build_may_not_take_for_ever(clock: MockClock, world: World) -> 
     await world.approve(DeployKind.APPLY, "alice", SECOND)
     world.fate(Fate(waits={"build": trio.Event()}))
     (done,) = await carry_out(world)
-    assert done.error == "cannot build alice: it takes over 600 s"
+    assert done.error == "cannot build alice: it takes longer than deploy.timeout_s, 600 s"
     await world.check()
 
 
@@ -362,6 +370,7 @@ async def test_a_stopped_agent_is_not_started(clock: MockClock, world: World) ->
     assert done.step is Step.DONE
     assert world.agents.rows["alice"].deployed_sha == SECOND
     assert "alice" not in world.agents.running
+    assert (await world.deployer.read_log(1, 1)) == ["It is what runs once alice is started."]
 
 
 async def test_agents_json_follows_what_comes_and_goes(clock: MockClock, world: World) -> None:

@@ -1,7 +1,7 @@
 """Newer inputs of the hive's flake: every agent that was built of them is built anew, and no other."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from hive_core.config import Config
 from hive_core.config import Deploy as DeployConfig
 from hive_core.domain.cage import Shape
 from hive_core.domain.deploy import Deploy, DeployKind, Step
+from hive_core.wire.errors import ErrorCode, Refused
 
-from .world import FIRST, SECOND, THIRD, World, world_at
+from .world import FIRST, SECOND, THIRD, Fate, World, world_at
 
 
 @pytest.fixture
@@ -99,3 +100,59 @@ async def test_when_one_does_not_even_go_back_the_others_do(world: World) -> Non
 
     assert "what ran before does not come up either: alice: it ended again at once" in (done.error or "")
     assert world.agents.running["bob"].shape.image == "image-2222"
+
+
+async def test_one_that_is_destroyed_meanwhile_keeps_no_other_from_going_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.builder.images |= {"alice": "image-new-a", "bob": "image-new-b"}
+    world.agents.broken.add("image-new-b")
+    allow = world.agents.allow
+
+    async def allow_others(name: str, recipients: Collection[str] | None) -> None:
+        if name == "alice":
+            raise Refused(ErrorCode.NOT_FOUND, "cannot find agent 'alice'")
+        await allow(name, recipients)
+
+    monkeypatch.setattr(world.agents, "allow", allow_others)
+    world.deployer = world.new_deployer()
+
+    done = await renew(world)
+
+    assert done.step is Step.FAILED
+    assert world.agents.running["bob"].shape.image == "image-2222"
+
+
+async def test_nothing_stays_laid_out_when_all_are_destroyed_meanwhile(world: World) -> None:
+    await world.approve(DeployKind.INPUTS, "", commit_ref='["nixpkgs"]')
+    fate = world.fate(Fate(waits={"export": trio.Event()}, begun={"export": trio.Event()}))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.deployer.run)
+        await fate.begun["export"].wait()
+        for name in list(world.agents.rows):
+            await world.agents.destroy(name)
+            await world.deployer.agent_destroyed(name)
+        fate.waits["export"].set()
+        await world.wait_ended()
+        nursery.cancel_scope.cancel()
+
+    assert world.builder.laid_out == set()
+
+
+async def test_what_is_being_renewed_is_in_meta_only_when_it_runs(world: World) -> None:
+    world.builder.images |= {"alice": "image-new-a", "bob": "image-new-b"}
+    await world.approve(DeployKind.INPUTS, "", commit_ref='["nixpkgs"]')
+    fate = world.fate(Fate(waits={"activate": trio.Event()}, begun={"activate": trio.Event()}))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.deployer.run)
+        await fate.begun["activate"].wait()
+        # As a new daemon does for all of them, when the last one was killed here.
+        world.deployer.settle("alice")
+        await trio.sleep(1)
+        written = list(world.repositories.log)
+        fate.waits["activate"].set()
+        (done,) = await world.wait_ended()
+        nursery.cancel_scope.cancel()
+
+    assert (written, done.step) == ([], Step.DONE)
+    await world.check()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hive_core.config import Config, ConfigError, DeclaredAgent
+from hive_core.config import Config, ConfigError, DeclaredAgent, Machines
 from hive_core.declarable import Bind, Limits, McpServer
 from hive_core.domain.agent import AgentRow
 from hive_core.domain.cage import Network, Shape
@@ -233,6 +233,17 @@ def test_paths_come_out_normalised() -> None:
 
     assert usable(config, "x").agents["alice"].binds == [Bind(source="/srv/a", path="/srv/a", writable=True)]
     assert usable(Config(), "x") == Config()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("memory_max", "lots"), ("cpu_quota", "0%"), ("subnet", "10.213.0.1/16"), ("subnet", "10.213.0.0/30")],
+)
+def test_what_no_machine_could_start_with_is_refused_at_once(key: str, value: str) -> None:
+    config = Config(machines=msgspec.convert({key: value}, Machines))
+
+    with pytest.raises(ConfigError, match=rf"^cannot use /etc/x\.toml: machines\.{key}: .*{value}"):
+        usable(config, "/etc/x.toml")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_what_was_read_goes_through_json_and_back() -> None:
         ("modle = 'x'", "unknown key modle; did you mean model?"),
         ("memory = '1G'", "unknown key memory; did you mean limits.memory?"),
         ("[limits]\nmemroy = '1G'", "unknown key limits.memroy; did you mean limits.memory?"),
+        ("[limits]\nmodel = 'x'", "unknown key limits.model; model is a key of the file: put it above the"),
         ("zzzzzz = 1", "unknown key zzzzzz"),
         ("[[binds]]\nsource = '/srv'\nwriteable = true", "unknown key binds[0].writeable"),
         ("[mcp_servers.a]\ncommand = 'x'\ncwd = '/'", "unknown key mcp_servers.a.cwd"),

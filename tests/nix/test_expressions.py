@@ -2,12 +2,16 @@
 
 import re
 import shutil
+import subprocess
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from hive_core.domain import meta_flake, template
+from hive_core.domain.cage import Shape
 
 from .nix_kit import LIB, NIX, ROOT, STUB, Refused, needs_lib, needs_nix, nix
 
@@ -144,38 +148,57 @@ def test_a_mistake_in_the_flake_is_found(flake: Path, mistake: str) -> None:
         look(flake, "check", "--no-build")
 
 
-META = """\
-{
-  inputs.hyperhive.url = "path:@source@";
-  inputs.hyperhive.inputs.nixpkgs.follows = "nixpkgs";
-  inputs.nixpkgs.url = "path:@stub@";
-  inputs.agent-alice = { url = "path:@agent@"; flake = false; };
-  outputs = inputs: {
-    nixosConfigurations.alice = inputs.hyperhive.lib.agentSystem {
-      name = "alice";
-      modules = [ (inputs.agent-alice + "/agent.nix") ];
-      identity = { label = "alice"; committer = { name = "alice"; email = "alice@hyperhive"; }; isManager = false; };
-    };
-  };
+REPOSITORIES: dict[str, Callable[[], dict[str, bytes]]] = {
+    "the template's": lambda: {path.name: path.read_bytes() for path in (NIX / "templates/agent").iterdir()},
+    "a new agent's": lambda: template.files("alice", Shape(), "nix"),
 }
-"""
 
 
 @needs_lib
-def test_the_flake_of_a_hive_makes_a_system_of_an_agents_repository(flake: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", REPOSITORIES)
+def test_the_flake_of_a_hive_makes_a_system_of_an_agents_repository(
+    flake: Path, tmp_path: Path, whose: str
+) -> None:
     add_lib(flake)
-    meta = tmp_path / "meta"
+    applied, meta = tmp_path / "applied", tmp_path / "meta"
+    applied.mkdir()
     meta.mkdir()
-    text = META.replace("@source@", str(flake)).replace("@stub@", str(flake.parent / "nixpkgs"))
-    (meta / "flake.nix").write_text(text.replace("@agent@", str(NIX / "templates/agent")))
+    for name, content in REPOSITORIES[whose]().items():
+        (applied / name).write_bytes(content)
+    sha = committed(applied)
+    inputs = {"hyperhive": f"path:{flake}", "nixpkgs": f"path:{flake.parent / 'nixpkgs'}"}
+    text = meta_flake.render(inputs, {"alice": meta_flake.Pin(str(applied), sha)}, "aarch64-linux")
+    (meta / "flake.nix").write_text(text)
     system = f"path:{meta}#nixosConfigurations.alice.config"
 
     def ask(path: str) -> str:
         return nix("nix", "eval", "--no-write-lock-file", f"{system}.{path}", **own_store(tmp_path))
 
     assert ask("networking.hostName") == '"alice"\n'
-    assert "HIVE_DEFAULT_MODEL" in ask('environment.etc."hyperhive/environment".text')
+    assert ask("nixpkgs.hostPlatform") == '"aarch64-linux"\n'
+    environment = ask('environment.etc."hyperhive/environment".text')
+    assert "alice@hyperhive" in environment
+    assert ("HIVE_DEFAULT_MODEL" in environment) is (whose == "the template's")
     assert ask("system.build.toplevel.name") == '"nixos-system-alice"\n'
+
+
+def committed(repository: Path) -> str:
+    """Make *repository* one of git, and give the hash of its only commit."""
+
+    def git(*argv: str) -> str:
+        return subprocess.run(
+            ["git", "-c", "user.name=x", "-c", "user.email=x", *argv],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout.strip()
+
+    git("init", "--quiet", "--initial-branch=main")
+    git("add", ".")
+    git("commit", "--quiet", "--message=first")
+    return git("rev-parse", "HEAD")
 
 
 @needs_lib

@@ -149,7 +149,9 @@ def read(text: str, tmp_path: Path) -> Config:
     return usable(load_config(path, {})[0], str(path))
 
 
-@pytest.mark.parametrize("case", ["minimal", "full", "elsewhere", "renamed", "builder", "longest"])
+@pytest.mark.parametrize(
+    "case", ["minimal", "full", "elsewhere", "renamed", "builder", "longest", "odd", "empty"]
+)
 def test_the_daemon_reads_what_is_written(case: str, tmp_path: Path) -> None:
     rendered = evaluated(f"host.good.{case}")
 
@@ -224,6 +226,8 @@ def test_rules_that_both_sides_have_are_the_same() -> None:
         "neverBound": manifest.NEVER_BOUND,
         "neverWritable": manifest.NEVER_WRITABLE,
         "ownInside": manifest.OWN_INSIDE,
+        "bootsInside": manifest.BOOTS_INSIDE,
+        "neverWritableInside": manifest.NEVER_WRITABLE_INSIDE,
         "topsInside": manifest.TOPS_INSIDE,
         "ownVariables": manifest.OWN_VARIABLES,
         "ownPrefixes": manifest.OWN_PREFIXES,
@@ -338,7 +342,12 @@ def test_another_run_dir_is_known_to_all_who_look_for_it() -> None:
     assert "ListenStream=/run/lab-hive/host.sock" in unit(elsewhere, "hive-core.socket")
     assert "RuntimeDirectory=lab-hive" in unit(elsewhere, "hive-core.service")
     assert elsewhere["sessionVariables"] == {"HIVE_SOCKET": "/run/lab-hive/host.sock"}
-    assert "d /srv/hive 0700 root root -" in elsewhere["rules"]
+    # As the daemon has it, and the unit: each switch says it again.
+    mode = re.search(
+        r"^StateDirectoryMode=(\d+)$", (ROOT / "systemd/hive-core.service").read_text(), re.MULTILINE
+    )
+    assert mode is not None
+    assert f"d /srv/hive {mode[1]} root root -" in elsewhere["rules"]
 
 
 def test_with_the_default_prefix_files_are_those_of_the_package() -> None:
@@ -393,10 +402,11 @@ def test_systemd_finds_nothing_to_complain_about(case: str, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed here")
-def test_nft_reads_the_rules(full: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", ["full", "odd"])
+def test_nft_reads_the_rules(case: str) -> None:
     done = subprocess.run(
         ["unshare", "--map-root-user", "--net", "nft", "--check", "--file", "-"],
-        input=full["etc"]["hyperhive/egress.nft"],
+        input=evaluated(f"host.good.{case}")["etc"]["hyperhive/egress.nft"],
         capture_output=True,
         text=True,
         check=False,
@@ -415,6 +425,14 @@ def test_a_guest_is_a_container_with_both_nixpkgs() -> None:
     assert evaluated("agent.good.newer")["guest"]["boot"]["isNspawnContainer"] is True
     assert evaluated("agent.good.newer")["guest"]["boot"]["isContainer"] is False
     assert evaluated("agent.good.minimal")["guest"]["boot"]["isContainer"] is True
+
+
+def test_programs_in_a_guest_find_hive_agent_but_their_own_python_first() -> None:
+    lines = unit(evaluated("agent.good.minimal"), "hive-agent.service")
+
+    (path,) = [line.partition("=PATH=")[2].split(":") for line in lines if "=PATH=" in line]
+    (ours,) = [where for where in path if re.fullmatch(r"/nix/store/\w{32}-hyperhive-[\d.]+/bin", where)]
+    assert path.index("/run/current-system/sw/bin") < path.index(ours)
 
 
 def test_a_value_reaches_the_harness_as_it_was_said() -> None:

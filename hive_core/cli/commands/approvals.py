@@ -44,10 +44,10 @@ def pending(settings: Settings) -> None:
 @rows_option(50, "approvals")
 @click.option("--diff", is_flag=True, help="With show: also what differs in the files.")
 @click.option(
-    "--base", type=click.Choice(list(card.COMPARED)), default="running", show_default=True,
-    help="With show: compare with what runs, was approved last, or was proposed before.",
+    "--base", type=click.Choice(list(card.COMPARED)),
+    help="With show: compare with what runs (the default), was approved last, or was proposed before.",
 )  # fmt: skip
-def approvals(settings: Settings, words: tuple[str, ...], limit: int, diff: bool, base: str) -> None:
+def approvals(settings: Settings, words: tuple[str, ...], limit: int, diff: bool, base: str | None) -> None:
     """Show approvals, or all about one of them.
 
     The newest ones, decided or not, the oldest of them first; columns as those of hive pending. With show,
@@ -55,18 +55,21 @@ def approvals(settings: Settings, words: tuple[str, ...], limit: int, diff: bool
     gravest comes first.
     """
     if len(words) == 2 and words[0] == "show":
+        base = base or "running"
         reply = settings.hive().ask({"cmd": "approval", "id": _number(words[1]), "base": base, "diff": diff})
         if settings.as_json:
             output.dump(reply)
         else:
             card.show(reply, base=base)
         return
-    if len(words) > 1 or diff:
+    if len(words) > 1 or diff or base:
         raise Problem(problems.USAGE, "cannot show approvals: give one agent, or show and one id")
     request: Row = {"cmd": "approvals", "limit": limit}
     if words:
         request["agent"] = words[0]
     rows = settings.hive().ask(request, agents=words)["approvals"]
+    if words == ("show",) and not rows:  # an agent may be called so
+        raise Problem(problems.USAGE, "cannot show an approval: give its id", "hive pending lists them")
     _show(settings, rows, f"no approvals of {words[0]}" if words else "no approvals yet")
 
 
@@ -93,7 +96,7 @@ def approve(settings: Settings, ids: tuple[int, ...], yes: bool, wait: bool) -> 
         raise Problem(
             problems.USAGE,
             "cannot approve: nobody is there to ask",
-            "say --yes, after hive approvals show ID",
+            f"say --yes, after hive approvals show {ids[0]}",
         )
     hive, exit_code = settings.hive(), problems.OK
     approved: list[Row] = []
@@ -141,7 +144,7 @@ def _approve(hive: Hive, approval_id: int, *, asks: bool) -> Row:
     if "digest" in row:
         request["digest"] = row["digest"]
     hive.ask(request)
-    return row
+    return row | {"status": "approved"}
 
 
 @command(
@@ -236,7 +239,10 @@ def _columns(row: Row, now: datetime) -> tuple[object, ...]:
         card.status(row),
         row.get("proposer"),
         f"{human.age(row['requested_at'], now)} ago",
-        row.get("description") or card.inputs(row) or row.get("note"),
+        (row.get("note") if row["status"] == "failed" else None)
+        or row.get("description")
+        or card.inputs(row)
+        or row.get("note"),
     )
 
 

@@ -11,7 +11,7 @@ import click
 
 from hive_core.cli import human, output, programs
 from hive_core.cli.app import Settings, agent_argument, command, group, subcommand
-from hive_core.cli.problems import FAILED, Problem
+from hive_core.cli.problems import FAILED, UNREACHABLE, Problem
 
 PATIENCE_S: Final = 3600.0
 """A hive may have gigabytes."""
@@ -62,7 +62,12 @@ def verify(settings: Settings, file: Path) -> None:
     FILE is a path, or the name of one of the hive's own. Without a daemon: hive-core verify.
     """
     request = {"cmd": "backup_verify", "path": str(_known(settings, file))}
-    row = settings.hive().ask(request, timeout_s=PATIENCE_S)["archive"]
+    try:
+        row = settings.hive().ask(request, timeout_s=PATIENCE_S)["archive"]
+    except Problem as problem:
+        if problem.exit_code == UNREACHABLE:
+            problem.hint = f"without a daemon: hive-core verify {file}"
+        raise
     if settings.as_json:
         output.dump(row)
     elif "problem" not in row:

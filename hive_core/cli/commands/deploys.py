@@ -57,7 +57,7 @@ def deploys(settings: Settings, words: tuple[str, ...], follow: bool, limit: int
     """
     if len(words) == 2 and words[0] == "log":
         if follow or not words[1].isdecimal():
-            raise Problem(USAGE, "cannot show the log: give the id of one deploy", "hive deploys -f follows")
+            raise Problem(USAGE, "cannot show the log: give the id of one deploy", "hive deploys lists them")
         _show_log(settings, int(words[1]), limit or 200)
         return
     if len(words) > 1:
@@ -69,6 +69,8 @@ def deploys(settings: Settings, words: tuple[str, ...], follow: bool, limit: int
         _follow(settings, request | {"follow": True}, words)
         return
     rows = settings.hive().ask(request, agents=words)["deploys"]
+    if words == ("log",) and not rows:  # an agent may be called so
+        raise Problem(USAGE, "cannot show the log: give the id of one deploy", "hive deploys lists them")
     if settings.as_json:
         output.dump(rows)
     elif not rows:
@@ -158,8 +160,8 @@ def _show_history(rows: Sequence[Row]) -> None:
 def rollback(settings: Settings, agent: str, tag: str | None, wait: bool) -> None:
     """Go back to what ran before.
 
-    Without TAG, to what was deployed before what runs now; with it, deployed/4 or 4, to that. It is a deploy
-    like any other, but of something that ran already; it needs no approval.
+    Without TAG, to the last that was deployed and is not what runs now; with it, deployed/4 or 4, to that.
+    It is a deploy like any other, but of something that ran already; it needs no approval.
     """
     request: Row = {"cmd": "rollback", "agent": agent}
     if tag is not None:

@@ -7,12 +7,16 @@ from typing import Any, Final
 
 import click
 
-from hive_core.cli import output
+from hive_core.cli import card, output
 from hive_core.cli.app import Settings, agent_argument, command
+from hive_core.cli.hive import Hive
 from hive_core.cli.problems import USAGE, Problem
 from hive_core.cli.safe import visible
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}\Z")
+
+NEWEST: Final = 20
+"""Approvals among which one that was just asked for is looked for."""
 
 _why = click.option("-m", "text", metavar="TEXT", help="What it is for; shown to who decides.")
 
@@ -30,17 +34,20 @@ def config(settings: Settings, agent: str) -> None:
         output.dump({"agent": agent, "path": path})
     else:
         output.say(visible(path))
-        if _is_anothers(path):
+        uid = _owner(path)
+        if uid == 0 and os.geteuid() != 0:  # there is no manager
+            output.note("it is root's: edit and commit there as root")
+        elif uid not in {None, os.geteuid()}:
+            # Git would do, as us, what that user has put into its config.
             inside = f"/agents/{visible(agent)}/config"
             output.note(f"it is the manager's: run no git in it here, but in hive shell manager, {inside}")
 
 
-def _is_anothers(path: str) -> bool:
-    """Whether another user writes there: git would do, as us, what that user has put into its config."""
+def _owner(path: str) -> int | None:
     try:
-        return Path(path).stat().st_uid != os.geteuid()
+        return Path(path).stat().st_uid
     except OSError:
-        return False
+        return None
 
 
 @command(
@@ -68,7 +75,20 @@ def propose(settings: Settings, agent: str, commit: str | None, text: str | None
                 "a branch could be moved after its approval; git rev-parse says which commit it is at",
             )
         request["commit_ref"] = commit
-    ask_for(settings, request, text, agents=[agent])
+    approval_id = ask_for(settings, request, text, agents=[agent])
+    if not settings.as_json:
+        _say_if_it_runs(settings.hive(), agent, approval_id)
+
+
+def _say_if_it_runs(hive: Hive, agent: str, approval_id: int) -> None:
+    """Tell who has forgotten to commit; a commit that runs may be wanted once more, so it is no error."""
+    rows = hive.ask({"cmd": "approvals", "agent": agent, "limit": NEWEST}).get("approvals", ())
+    row: dict[str, Any] = next((row for row in rows if row["id"] == approval_id), {})
+    if card.runs_already(row):
+        output.note(
+            f"{visible(agent)} runs commit {card.sha(row['fetched_sha'])} already;"
+            " what was changed and not committed is not in it"
+        )
 
 
 @command("request-spawn", examples='hive request-spawn dave -m "reads the logs"')
@@ -110,14 +130,15 @@ def update_inputs(settings: Settings, inputs: tuple[str, ...], text: str | None)
 
 def ask_for(
     settings: Settings, request: dict[str, Any], text: str | None, *, agents: list[str] | None = None
-) -> None:
-    """Send a request for an approval and print its id."""
+) -> int:
+    """Send a request for an approval; print its id and give it."""
     if text is not None:
         request = request | {"description": text}
     approval_id = int(settings.hive().ask(request, agents=agents or [])["id"])
     if settings.as_json:
         output.dump({"id": approval_id})
-        return
-    output.say(str(approval_id))
-    if output.on_terminal():
-        output.note(f"it waits for a decision: hive approve {approval_id}")
+    else:
+        output.say(str(approval_id))
+        if output.on_terminal():
+            output.note(f"it waits for a decision: hive approve {approval_id}")
+    return approval_id

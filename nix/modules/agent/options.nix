@@ -7,16 +7,16 @@ let
   mcpServer = {
     options = {
       command = mkOption {
-        type = hiveTypes.line;
+        type = hiveTypes.value;
         description = "The program.";
       };
       args = mkOption {
-        type = types.listOf hiveTypes.line;
+        type = types.listOf hiveTypes.value;
         default = [ ];
         description = "Its arguments.";
       };
       env = mkOption {
-        type = types.attrsOf hiveTypes.line;
+        type = types.attrsOf hiveTypes.value;
         default = { };
         description = "Variables of its environment.";
       };
@@ -88,7 +88,7 @@ in
     };
 
     availableModels = mkOption {
-      type = types.listOf hiveTypes.line;
+      type = types.listOf hiveTypes.modelName;
       default = [ ];
       example = [
         "haiku"

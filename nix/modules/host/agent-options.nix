@@ -27,16 +27,16 @@ let
   mcpServer = {
     options = {
       command = mkOption {
-        type = hiveTypes.line;
+        type = hiveTypes.value;
         description = "The program in the machine.";
       };
       args = mkOption {
-        type = types.listOf hiveTypes.line;
+        type = types.listOf hiveTypes.value;
         default = [ ];
         description = "Its arguments.";
       };
       env = mkOption {
-        type = types.attrsOf hiveTypes.line;
+        type = types.attrsOf hiveTypes.value;
         default = { };
         description = "Variables of its environment.";
       };
@@ -53,7 +53,7 @@ rec {
       To whom it may write beside the manager; null: the operator's list (`hive allow`) stays as it is.
     '';
     environment = mkOption {
-      type = types.attrsOf hiveTypes.line;
+      type = types.attrsOf hiveTypes.value;
       default = { };
       description = "What its harness finds in its environment beside the hive's. It ends in the world-readable store.";
     };

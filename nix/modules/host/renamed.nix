@@ -31,9 +31,20 @@ let
     ];
     enable = [ "enable" ];
   };
+  forge = "This version brings no forge: the hive keeps the agents' repositories itself, below stateDir.";
+  oneName = "A hive has one name: services.hyperhive.dashboard.domain.";
   gone = {
     assets = "The prompt and the pages are part of the package.";
     dashboardPort = "This version has no dashboard; services.hyperhive.dashboard.domain is the hive's name in browser addresses.";
+    inherit forge;
+  };
+  goneOfHive = {
+    deploy = "A hive is one host; how it builds is services.hyperhive.settings.deploy.";
+    gateway = "This version serves no pages, so that there is nothing to put a gateway before.";
+    hiveName = oneName;
+    matrix = "This version brings no Matrix.";
+    swarm = "A hive is one host: this version has no peers.";
+    swarmName = oneName;
   };
   forwarded =
     from:
@@ -44,7 +55,9 @@ in
   imports =
     forwarded old
     ++ forwarded coordinator
+    ++ lib.mapAttrsToList (name: lib.mkRemovedOptionModule (new ++ [ name ])) goneOfHive
     ++ [
+      (lib.mkRemovedOptionModule [ "services" "hive-forge" ] forge)
       (lib.mkRenamedOptionModule
         [
           "services"

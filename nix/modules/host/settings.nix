@@ -49,7 +49,7 @@ in
     environment =
       example { ANTHROPIC_BASE_URL = "https://proxy.example.org"; }
         (
-          key (types.attrsOf hiveTypes.line) { } ''
+          key (types.attrsOf hiveTypes.value) { } ''
             What a machine's harness finds in its environment. It ends in the world-readable store: secrets belong into
             `environment_file`.
           ''

@@ -126,13 +126,14 @@ in
       restartIfChanged = lib.mkDefault false;
     };
 
-    # hive-core.service may write only into what is there when it starts.
+    # hive-core.service may write only into what is there when it starts.  A switch gives the state directory this mode
+    # again, while git, which is another user, goes through it.
     systemd.tmpfiles.rules = [
       "d /var/lib/machines 0700 root root -"
       "d /nix/var/nix/gcroots/hive 0755 root root -"
       "d /nix/var/nix/profiles/per-agent 0755 root root -"
     ]
-    ++ lib.optional (stateDir != "/var/lib/hyperhive") "d ${stateDir} 0700 root root -";
+    ++ lib.optional (stateDir != "/var/lib/hyperhive") "d ${stateDir} 0711 root root -";
 
     security.polkit.enable = true;
   };
