@@ -277,7 +277,7 @@ class Deployer:
             self._logs.begin(deploy.id)
             if not is_new:
                 log.info("Deploy taken up deploy=%d agent=%s step=%s", deploy.id, deploy.agent, deploy.step)
-                self._say(f"Taken up again while {deploy.step}: the daemon was started anew.")
+                self._say(f"Taken up again, it had come to: {deploy.step}.")
             deploy = await self._advance(deploy, _first_step(deploy))
             while deploy.step not in ENDED:
                 deploy = await _STEPS[deploy.step](self, deploy)
